@@ -1,0 +1,342 @@
+"""The verbs that others implement: judges, immunizers, editors, purifiers, consensus policies. Imports nothing heavy.
+
+Pictures that pass between rooms are 8-bit sRGB `PIL.Image`s (what an attacker downloads); tensors stay inside a room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from .schema import Answer, NoVerdict, OutcomeValue, Usage, Verdict
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+__all__ = [
+    "Ask",
+    "AskJudge",
+    "Consensus",
+    "Editor",
+    "Immunizer",
+    "Judge",
+    "JudgeLimits",
+    "Picture",
+    "Prediction",
+    "Purifier",
+    "Question",
+    "Reply",
+    "Traits",
+    "WhiteBoxEditor",
+]
+
+
+# ---------------------------------------------------------------------------------------------------------- judges
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a question.
+
+    Attributes:
+        role: "original" or "edited".
+        png: lossless PNG of the canonical pixels (8-bit sRGB).
+        digest: of the pixels as sent (sha256, 64 hex).
+        size: (width, height) in pixels, as sent.
+    """
+
+    role: str
+    png: bytes = field(repr=False)
+    digest: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One call to a judge: what the rubric asks about one case, ready to send.
+
+    Attributes:
+        instructions: the rubric's wording. Never contains a word of the case.
+        data: a JSON object (one line) with the edit prompt: the case's own words, as data.
+        pictures: in the order in which the instructions name them.
+        schema: JSON schema of the reply. schema_name: an identifier for services that want one.
+        prompt: the edit prompt itself, for judges that are functions.
+        vote, ask: indices of this call (see `schema.Call`).
+        columns: case columns a *local* judge may look at (category, tags); never sent to a service.
+    """
+
+    instructions: str
+    data: str
+    pictures: tuple[Picture, ...]
+    schema: Mapping[str, Any]
+    schema_name: str
+    prompt: str
+    vote: int = 0
+    ask: int = 0
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def picture(self, role: str) -> Picture | None:
+        """The picture in a role, or None (an evaluation without originals has no "original")."""
+        return next((p for p in self.pictures if p.role == role), None)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back from one call.
+
+    Give exactly one of `text` (the rubric reads it) or `answer` (a judge that speaks in verdicts, or the transport's
+    classification of a reply without readable text: blocked, refused, truncated, empty, …).
+    """
+
+    text: str | None = None
+    answer: Verdict | NoVerdict | None = None
+    finish: str | None = None
+    served_model: str | None = None
+    response_id: str | None = None
+    usage: Usage = field(default_factory=Usage)
+
+
+Ask = Callable[[Question], Awaitable[Reply]]
+
+
+@dataclass(frozen=True)
+class JudgeLimits:
+    """How hard a judge may be driven. None means no limit of that kind.
+
+    Attributes:
+        concurrency: calls under way at once. rpm, tpm: requests and (input + output) tokens per minute.
+        max_request_bytes: the provider's inline limit for one request (base64 pictures included), checked in planning.
+    """
+
+    concurrency: int = 16
+    rpm: float | None = None
+    tpm: float | None = None
+    max_request_bytes: int | None = None
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Something that answers the rubric about a case. Everything around one call (cache, retry, limits, votes, parsing)
+    belongs to the engine; a judge only carries the question over and brings the reply back.
+
+    `ask` raises `errors.TransientError` where another try may help and `errors.JudgeStoppedError` where none will
+    (bad key, unknown model, malformed request). Any other exception becomes `NoVerdict("judge_error")`.
+    """
+
+    @property
+    def name(self) -> str:
+        """As tables print it, e.g. "gemini:gemini-3.8-flash"; unique within a run."""
+        ...
+
+    @property
+    def limits(self) -> JudgeLimits: ...
+
+    def identity(self) -> Mapping[str, Any]:
+        """JSON-able settings that can change an answer (provider, host and path, model, API version, sampling settings
+        as sent). Goes into cache key, fingerprint and judge lock; never a key or token."""
+        ...
+
+    def connect(self) -> Any:
+        """An async context manager that yields an `Ask`. Clients are made inside, in the run's own event loop."""
+        ...
+
+
+class AskJudge:
+    """Convenience base for a judge that needs no connection: give it a name and an `async def ask(question)`."""
+
+    name: str = "judge"
+    limits: JudgeLimits = JudgeLimits()
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"provider": type(self).__qualname__, "name": self.name}
+
+    async def ask(self, question: Question) -> Reply:  # noqa: ARG002 - the signature to override
+        raise TypeError(f"{type(self).__qualname__} must define `async def ask(self, question) -> Reply`")
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Ask]:
+        yield self.ask
+
+
+# ------------------------------------------------------------------------------------------------------- consensus
+
+
+class Consensus(Protocol):
+    """A policy from the judges' answers on one case to its outcome. A pure function; `NoVerdict` and `NotAsked` reach it
+    as they are. Answers come in the order of the judges."""
+
+    def __call__(self, answers: Sequence[Answer], /) -> OutcomeValue: ...
+
+
+# ------------------------------------------------------------------------------------- editors, immunizers, purifiers
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What can be known of a plugin before it is loaded.
+
+    Attributes:
+        white_box: has the differentiable surface. seedable: same seed, same bytes.
+        size_multiple: sides are brought to a multiple of this; native_size: the side it was trained at (None: any).
+        family: "unet", "mmdit", "flux-kontext", "qwen-edit", "api", "function", "mini", …
+        licence: SPDX id or the licence's own name. source: hub id or folder. gated: asks for accepted terms.
+        steps, guidance, image_guidance, strength: the defaults used where a call gives none; None: does not apply.
+    """
+
+    white_box: bool = False
+    seedable: bool = True
+    size_multiple: int = 8
+    native_size: int | None = None
+    family: str = ""
+    licence: str = "unknown"
+    source: str = ""
+    gated: bool = False
+    steps: int | None = None
+    guidance: float | None = None
+    image_guidance: float | None = None
+    strength: float | None = None
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """Edits pictures by text."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def traits(self) -> Traits: ...
+
+    def edit(
+        self, images: Sequence[PIL.Image.Image], prompts: Sequence[str], *, seeds: Sequence[int], **settings: Any
+    ) -> list[PIL.Image.Image]:
+        """One edit per image: 8-bit RGB in, 8-bit RGB out, one random generator per image (seed i belongs to image i).
+
+        Args:
+            images: N pictures. prompts: N prompts. seeds: N integers.
+            settings: steps, guidance, …; unknown names raise.
+        """
+        ...
+
+    def settings(self, **overrides: Any) -> Mapping[str, Any]:
+        """Everything that decides an edit besides image, prompt and seed, as recorded with every result (JSON-able)."""
+        ...
+
+
+Prediction = Literal["epsilon", "v_prediction", "flow"]
+
+
+@runtime_checkable
+class WhiteBoxEditor(Editor, Protocol):
+    """The small differentiable surface that attacks see (docs/definitions.md, section 11).
+
+    Pixels `x` are float tensors (B, 3, H, W) in [0, 1]; latents (B, C, h, w); `t` are (B,) tensors of the model's own
+    timesteps. Weights never require gradients.
+    """
+
+    @property
+    def prediction(self) -> Prediction: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def latents(self, x: torch.Tensor) -> torch.Tensor:
+        """Raw encoder mean, unscaled (B, C, h, w)."""
+        ...
+
+    def scaled(self, z: torch.Tensor) -> torch.Tensor:
+        """What the denoiser works on: (z − shift) · scale, as the pipeline of this family does it."""
+        ...
+
+    def condition(self, x: torch.Tensor) -> torch.Tensor | None:
+        """What the image adds to the denoiser's input (unscaled mode for InstructPix2Pix, tokens for Kontext), or None."""
+        ...
+
+    def embed(self, prompts: Sequence[str]) -> Any:
+        """Text conditioning of B prompts, opaque to attacks; passed back to `predict` and friends."""
+        ...
+
+    def timesteps(self, n: int) -> torch.Tensor:
+        """The n timesteps of an n-step edit, from noisy to clean, (n,)."""
+        ...
+
+    def noisy(self, z: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The scaled latent z at timestep t: √ᾱ z + √(1−ᾱ) noise (VP), or (1−σ) z + σ noise (flow)."""
+        ...
+
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, text: Any, cond: torch.Tensor | None) -> torch.Tensor:
+        """The denoiser's raw output (of kind `prediction`), conditional branch only, (B, C, h, w)."""
+        ...
+
+    def layers(self) -> tuple[str, ...]:
+        """Names `features` understands, from shallow to deep in order of the forward pass."""
+        ...
+
+    def default_layers(self) -> tuple[str, ...]:
+        """The layers an attack uses where the user names none (mid block and later up blocks, or the family's like)."""
+        ...
+
+    def features(
+        self, noisy: torch.Tensor, t: torch.Tensor, text: Any, cond: torch.Tensor | None, layers: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Outputs of the named layers (image tokens only where text is joint); stops after the deepest one asked for."""
+        ...
+
+    def attention(
+        self,
+        noisy: torch.Tensor,
+        t: torch.Tensor,
+        text: Any,
+        cond: torch.Tensor | None,
+        columns: Sequence[int] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Cross-attention probabilities per layer, head mean, (B, image tokens, text columns asked for)."""
+        ...
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Pixels in [0, 1] (not clamped) of a *scaled* latent, (B, 3, H, W)."""
+        ...
+
+    def rollout(
+        self, x: torch.Tensor, prompts: Sequence[str], steps: int, *, seeds: Sequence[int], **settings: Any
+    ) -> torch.Tensor:
+        """A differentiable edit of `steps` steps: pixels (B, 3, H, W), not rounded; equals `edit` at the same steps."""
+        ...
+
+
+@runtime_checkable
+class Immunizer(Protocol):
+    """Protects pictures. The framework (not the plugin) verifies size, mode and budget on the saved 8-bit file."""
+
+    @property
+    def name(self) -> str: ...
+
+    def immunize(
+        self,
+        images: Sequence[PIL.Image.Image],
+        prompts: Sequence[str | None],
+        *,
+        editor: Editor | None = None,
+        seeds: Sequence[int],
+    ) -> list[PIL.Image.Image]:
+        """One protected picture per image, same size, 8-bit RGB."""
+        ...
+
+    def settings(self) -> Mapping[str, Any]:
+        """JSON-able settings as recorded; `budget` holds {"norm": "linf" | "l2", "eps": …} on [0, 1] pixels, or None."""
+        ...
+
+
+@runtime_checkable
+class Purifier(Protocol):
+    """What an attacker may do to a downloaded picture before editing it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def purify(self, images: Sequence[PIL.Image.Image], *, seeds: Sequence[int]) -> list[PIL.Image.Image]: ...
+
+    def settings(self) -> Mapping[str, Any]: ...
