@@ -1,0 +1,222 @@
+"""The reply cache: every received reply, keyed by everything that could change it. No eviction, no pickle.
+
+An evicted answer would be paid for twice, and a shared cache folder must not be able to run code: diskcache unpickles
+rows by their stored mode (its JSONDisk too), so `_TextDisk` refuses every row that is not plain text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import diskcache
+from pydantic import ValidationError
+
+from ..errors import IntegrityError, UsageError
+from ..schema import Call
+
+__all__ = ["CACHE_ENV", "DiskCache", "MemoryCache", "ReplyCache", "cache_key", "default_cache_dir"]
+
+CACHE_ENV = "ISR_CACHE"
+_NEVER_A_FILE = 2**62
+#: Part of every key; raised when the meaning of a key changes, so that an old answer is never taken for a new one.
+KEY_VERSION = 1
+
+
+def default_cache_dir() -> Path:
+    """$ISR_CACHE, else the user's cache folder (`~/.cache/isr`, or %LOCALAPPDATA%\\isr\\cache on Windows)."""
+    if os.environ.get(CACHE_ENV):
+        return Path(os.environ[CACHE_ENV]).expanduser()
+    if os.name == "nt" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"]) / "isr" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "isr"
+
+
+def cache_key(
+    identity: Mapping[str, Any],
+    rubric_hash: str,
+    *,
+    asked: Sequence[str],
+    prompt: str,
+    pictures: Sequence[tuple[str, str]],
+    codec: str,
+    vote: int,
+    ask: int,
+) -> str:
+    """sha256 (64 hex) over judge identity (provider, host and path, model, API version, settings as sent), rubric, keys
+    asked for, prompt, (role, digest) of each picture as sent, codec, vote and ask index (docs/definitions.md, section 6)."""
+    blob = json.dumps(
+        {
+            "v": KEY_VERSION,
+            "identity": identity,
+            "rubric": rubric_hash,
+            "asked": list(asked),
+            "vote": vote,
+            "ask": ask,
+            "prompt": prompt,
+            "pictures": [list(p) for p in pictures],
+            "codec": codec,
+        },
+        sort_keys=True,
+        ensure_ascii=True,
+        separators=(",", ":"),
+    )
+    return hashlib.sha256(blob.encode("ascii")).hexdigest()
+
+
+class ReplyCache(Protocol):
+    """What the engine needs of a cache."""
+
+    def get(self, key: str) -> Call | None: ...
+
+    def put(self, key: str, call: Call) -> None: ...
+
+    def memo(self) -> MutableMapping[str, str] | None:
+        """Where image digests by file hash may be kept, or None."""
+        ...
+
+
+class MemoryCache:
+    """A cache that lives as long as the object (`cache=False`): still asks no question twice within a run."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, Call] = {}
+        self._memo: dict[str, str] = {}
+
+    def get(self, key: str) -> Call | None:
+        return self._calls.get(key)
+
+    def put(self, key: str, call: Call) -> None:
+        self._calls[key] = call
+
+    def memo(self) -> MutableMapping[str, str]:
+        return self._memo
+
+
+class _TextDisk(diskcache.Disk):  # type: ignore[misc]
+    """Stores and reads text rows only. Nothing is ever unpickled; no file beside the database is opened or removed."""
+
+    def __init__(self, directory: str, **_: Any) -> None:
+        # Settings come from the (possibly shared) database; none of them may change how rows are read.
+        super().__init__(directory, min_file_size=_NEVER_A_FILE, pickle_protocol=0)
+
+    def put(self, key: Any) -> tuple[str, bool]:
+        if not isinstance(key, str):
+            raise UsageError(f"key: expected text, got {type(key).__name__}")
+        return key, True
+
+    def get(self, key: Any, raw: Any) -> str:
+        if not raw or not isinstance(key, str):
+            self._refuse("a key that is not text")
+        return key
+
+    def store(self, value: Any, read: bool, key: Any = None) -> tuple[int, int, None, str]:  # noqa: ARG002 - diskcache's signature
+        if read or not isinstance(value, str):
+            raise UsageError(f"value: expected text, got {type(value).__name__}")
+        return 0, diskcache.core.MODE_RAW, None, value
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> str:
+        if mode != diskcache.core.MODE_RAW or filename is not None or read or not isinstance(value, str):
+            self._refuse("a row that is not plain text")
+        return value
+
+    def remove(self, file_path: str) -> None:
+        if file_path:
+            self._refuse("a row that names a file")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise IntegrityError(
+            f"the cache folder {self._directory!r} holds {what}, which this package never writes; "
+            "someone or something else wrote to it. Move it away, or give another folder with cache=."
+        )
+
+
+class DiskCache:
+    """The cache on disk (SQLite through diskcache), safe for several processes, folder mode 0700.
+
+    Args:
+        folder: where; created when missing.
+
+    Raises:
+        UsageError: the folder cannot be used. IntegrityError (on reading): it holds rows we never write.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = Path(folder).expanduser() if folder is not None else default_cache_dir()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if os.name == "posix" and stat.S_IMODE(self.folder.stat().st_mode) & 0o077:
+                self.folder.chmod(0o700)
+            self._store = diskcache.Cache(
+                str(self.folder),
+                disk=_TextDisk,
+                eviction_policy="none",
+                cull_limit=0,
+                size_limit=2**62,
+                statistics=0,
+                tag_index=0,
+            )
+        except OSError as error:
+            raise UsageError(
+                f"cache: cannot use the folder {str(self.folder)!r}: {error}. Give another one with cache=, or set {CACHE_ENV}."
+            ) from error
+
+    def get(self, key: str) -> Call | None:
+        text = self._store.get(f"call:{key}")
+        if text is None:
+            return None
+        try:
+            call = Call.model_validate_json(text)
+        except ValidationError as error:
+            raise IntegrityError(
+                f"the cache folder {str(self.folder)!r} holds an unreadable reply under {key}"
+            ) from error
+        if call.key != key:
+            raise IntegrityError(f"the cache folder {str(self.folder)!r} holds a reply under the wrong key ({key})")
+        return call
+
+    def put(self, key: str, call: Call) -> None:
+        self._store.set(f"call:{key}", call.model_dump_json())
+
+    def memo(self) -> MutableMapping[str, str]:
+        return _Memo(self._store)
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        self._store.close()
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __repr__(self) -> str:
+        return f"DiskCache({str(self.folder)!r})"
+
+
+class _Memo(MutableMapping[str, str]):
+    """File hash → digest of canonical pixels, in the same store."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getitem__(self, key: str) -> str:
+        text = self._store.get(f"memo:{key}")
+        if text is None:
+            raise KeyError(key)
+        return str(text)
+
+    def __setitem__(self, key: str, value: str) -> None:
+        self._store.set(f"memo:{key}", value)
+
+    def __delitem__(self, key: str) -> None:
+        del self._store[f"memo:{key}"]
+
+    def __iter__(self) -> Iterator[str]:
+        return (k.removeprefix("memo:") for k in self._store.iterkeys() if k.startswith("memo:"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -1,0 +1,260 @@
+"""One judge in one run: cache, single flight, limits, retry, reading, re-ask and votes around its bare `ask`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ..errors import IntegrityError, JudgeStoppedError, TransientError
+from ..protocols import Ask, Judge, Picture, Question, Reply
+from ..rubric import Rubric
+from ..schema import Attempt, Call, Judgement, NoVerdict, Usage, Verdict
+from .cache import ReplyCache, cache_key
+from .case import JudgeableCase
+from .limits import Limiter
+from .retry import Exhausted, RetryPolicy, with_retry
+from .votes import check_votes, combine_votes
+
+__all__ = ["AskSettings", "JudgeRunner", "fingerprint"]
+
+logger = logging.getLogger("isr")
+
+#: A reply that cannot be read is asked for once more, and no more than that, by itself.
+REASKS = 1
+#: Answers that never came from a received reply, and so are never stored (docs/definitions.md, section 6).
+_NEVER_STORED = frozenset({"exhausted", "judge_error", "over_budget", "bad_image", "expired"})
+
+
+@dataclass(frozen=True)
+class AskSettings:
+    """How every judge of a run is asked.
+
+    Attributes:
+        votes: odd number of independent calls per case. ask_overall: ask the third question too.
+        retry_no_verdicts: ask again (next ask index) where the stored answer is no verdict.
+        codec: how pictures are encoded, as recorded ("png", with max_side where set).
+        retry: the retry policy of one call.
+    """
+
+    votes: int = 1
+    ask_overall: bool = False
+    retry_no_verdicts: bool = False
+    codec: str = "png"
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+    def __post_init__(self) -> None:
+        check_votes(self.votes)
+
+
+def fingerprint(judge: Judge, rubric: Rubric, settings: AskSettings) -> str:
+    """16 hex digits over everything about a judge that can change its answers; the same in two runs means comparable."""
+    blob = json.dumps(
+        {
+            "identity": dict(judge.identity()),
+            "rubric": rubric.hash,
+            "votes": settings.votes,
+            "ask_overall": settings.ask_overall,
+            "codec": settings.codec,
+        },
+        sort_keys=True,
+    )
+    return hashlib.sha256(blob.encode()).hexdigest()[:16]
+
+
+class JudgeRunner:
+    """Asks one judge about cases. Made inside the run's event loop, after the judge connected.
+
+    Args:
+        judge, ask: the judge and its open connection. rubric, settings: what is asked and how.
+        cache: where replies are kept; None for judges whose answers must not be reused (`cacheable = False`).
+        price: US dollars of one call from (judge name, usage), or None where unknown.
+        limiter: for tests.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        ask: Ask,
+        rubric: Rubric,
+        settings: AskSettings,
+        *,
+        cache: ReplyCache | None,
+        price: Callable[[str, Usage], float | None] | None = None,
+        limiter: Limiter | None = None,
+    ) -> None:
+        self.judge = judge
+        self.name = judge.name
+        self.fingerprint = fingerprint(judge, rubric, settings)
+        self._ask = ask
+        self._rubric = rubric
+        self._settings = settings
+        self._cache = cache if getattr(judge, "cacheable", True) else None
+        self._price = price or (lambda _name, _usage: None)
+        self._limiter = limiter or Limiter(judge.limits)
+        self._identity: Mapping[str, Any] = dict(judge.identity())
+        self._asked = tuple(rubric.schema(ask_overall=settings.ask_overall)["properties"])
+        self._flying: dict[str, asyncio.Future[Call]] = {}
+        self.served: Counter[str] = Counter()
+
+    async def judge_case(self, case: JudgeableCase) -> Judgement:
+        """Every vote of this judge on one case. Content problems become `NoVerdict`s.
+
+        Raises:
+            JudgeStoppedError: the service refuses us (key, model, request); nothing of it is stored.
+        """
+        problem = case.problem()
+        if problem is not None:
+            return self._judgement(case, NoVerdict(reason="bad_image", detail=problem), ())
+        calls: list[Call] = []
+        answers: list[Verdict | NoVerdict] = []
+        for vote in range(self._settings.votes):
+            asked = await self._vote(case, vote)
+            calls += asked
+            answers.append(asked[-1].answer)
+        return self._judgement(case, combine_votes(answers), tuple(calls))
+
+    def _judgement(self, case: JudgeableCase, answer: Verdict | NoVerdict, calls: tuple[Call, ...]) -> Judgement:
+        return Judgement(
+            case_id=case.record.case_id, judge=self.name, fingerprint=self.fingerprint, answer=answer, calls=calls
+        )
+
+    async def _vote(self, case: JudgeableCase, vote: int) -> list[Call]:
+        """One vote: the stored asks in order, then new ones while they are due."""
+        calls: list[Call] = []
+        while True:
+            ask = len(calls)
+            key = self._key(case, vote, ask)
+            stored = self._cache.get(key) if self._cache is not None else None
+            if stored is not None:
+                calls.append(stored.model_copy(update={"cached": True}))
+                self._saw(stored)
+            elif self._due(calls):
+                calls.append(await self._once(case, vote, ask, key))
+            if len(calls) == ask or isinstance(calls[-1].answer, Verdict):
+                return calls
+
+    def _due(self, calls: list[Call]) -> bool:
+        """Whether a further ask is wanted after these: the first one, the re-ask of an unreadable reply, or (on
+        request) one more after the stored answer was no verdict."""
+        if not calls:
+            return True
+        last = calls[-1].answer
+        if isinstance(last, Verdict):
+            return False
+        if last.reason == "unparseable" and sum(_unparseable(c) for c in calls) <= REASKS:
+            return True
+        return self._settings.retry_no_verdicts and all(c.cached for c in calls)
+
+    def _key(self, case: JudgeableCase, vote: int, ask: int) -> str:
+        return cache_key(
+            self._identity,
+            self._rubric.hash,
+            asked=self._asked,
+            prompt=case.record.prompt,
+            pictures=case.digests(),
+            codec=self._settings.codec,
+            vote=vote,
+            ask=ask,
+        )
+
+    async def _once(self, case: JudgeableCase, vote: int, ask: int, key: str) -> Call:
+        """One paid call; two cases with the same question in flight share it."""
+        flying = self._flying.get(key) if self._cache is not None else None
+        if flying is not None:
+            return (await asyncio.shield(flying)).model_copy(update={"cached": True})
+        future: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
+        self._flying[key] = future
+        try:
+            call = await self._call(case, vote, ask, key)
+        except BaseException as error:
+            future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            future.exception() if not future.cancelled() else None  # mark as retrieved: the raiser reports it
+            raise
+        else:
+            future.set_result(call)
+            return call
+        finally:
+            self._flying.pop(key, None)
+
+    async def _call(self, case: JudgeableCase, vote: int, ask: int, key: str) -> Call:
+        try:
+            pictures: tuple[Picture, ...] = await asyncio.to_thread(case.pictures)
+        except (IntegrityError, OSError) as error:
+            answer = NoVerdict(reason="bad_image", detail=str(error)[:300])
+            return Call(vote=vote, ask=ask, answer=answer, failure=answer)
+        question = self._rubric.question(
+            case.record.prompt,
+            pictures,
+            vote=vote,
+            ask=ask,
+            ask_overall=self._settings.ask_overall,
+            columns=case.columns(),
+        )
+        try:
+            reply, attempts = await with_retry(
+                lambda: self._attempt(question), self._settings.retry, on_wait=self._limiter.pause
+            )
+        except Exhausted as error:
+            answer = NoVerdict(reason="exhausted", detail=f"after {len(error.attempts)} attempts: {error}"[:300])
+            return Call(vote=vote, ask=ask, answer=answer, failure=answer, attempts=error.attempts)
+        except (JudgeStoppedError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a judge is foreign code: whatever it raises is a missing verdict, never a crash or a score
+            logger.warning("judge %s raised %s on case %s", self.name, type(error).__name__, case.record.case_id)
+            answer = NoVerdict(reason="judge_error", detail=f"{type(error).__name__}: {error}"[:300])
+            return Call(vote=vote, ask=ask, answer=answer, failure=answer)
+        return self._receive(reply, attempts, vote, ask, key)
+
+    async def _attempt(self, question: Question) -> Reply:
+        async with self._limiter.slot():
+            reply = await self._ask(question)
+        if not isinstance(reply, Reply):
+            raise TypeError(f"judge {self.name!r} must return a Reply, got {type(reply).__name__}")
+        if reply.text is None and reply.answer is None:
+            raise TransientError("an empty reply without a word on why")
+        self._limiter.spent((reply.usage.input_tokens or 0) + (reply.usage.output_tokens or 0))
+        return reply
+
+    def _receive(self, reply: Reply, attempts: tuple[Attempt, ...], vote: int, ask: int, key: str) -> Call:
+        """Read a received reply and store it, readable or not: it was paid for."""
+        failure = reply.answer if isinstance(reply.answer, NoVerdict) else None
+        answer: Verdict | NoVerdict
+        if reply.answer is not None:
+            answer = reply.answer
+        else:
+            answer = self._rubric.parse(reply.text or "", ask_overall=self._settings.ask_overall)
+        call = Call(
+            vote=vote,
+            ask=ask,
+            text=reply.text,
+            finish=reply.finish,
+            failure=failure,
+            answer=answer,
+            served_model=reply.served_model,
+            response_id=reply.response_id,
+            usage=reply.usage,
+            cost=self._price(self.name, reply.usage),
+            latency_s=attempts[-1].seconds,
+            attempts=attempts,
+            key=key,
+            received_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        self._saw(call)
+        if self._cache is not None and not (failure is not None and failure.reason in _NEVER_STORED):
+            self._cache.put(key, call)
+        return call
+
+    def _saw(self, call: Call) -> None:
+        if call.served_model:
+            self.served[call.served_model] += 1
+
+
+def _unparseable(call: Call) -> bool:
+    return isinstance(call.answer, NoVerdict) and call.answer.reason == "unparseable"
