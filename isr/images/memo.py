@@ -1,0 +1,83 @@
+"""Digests remembered by the hash of the file's bytes, so that a rerun hashes files and decodes none."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import PIL
+
+from .canonical import CANONICAL_VERSION
+
+__all__ = ["Facts", "FileMemo", "file_hash"]
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def file_hash(data: bytes) -> str:
+    """sha256 of a file's bytes, 64 hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one look at a picture established.
+
+    Attributes:
+        digest: of the canonical pixels. size: (width, height).
+        as_is: an 8-bit RGB PNG whose pixel data are canonical already.
+    """
+
+    digest: str
+    size: tuple[int, int]
+    as_is: bool
+
+
+class FileMemo:
+    """File hash → `Facts`, over any dict-like store of JSON values (a dict, or the disk cache).
+
+    Keys hold the version of the canonicalisation and of Pillow (another decoder may round a JPEG differently). A value that
+    is not what this class writes counts as absent.
+
+    Args:
+        store: the mapping; needs `get` and `__setitem__`. Called from several threads.
+    """
+
+    def __init__(self, store: MutableMapping[str, Any] | None = None) -> None:
+        self.store: Any = {} if store is None else store
+
+    @staticmethod
+    def _key(kind: str) -> str:
+        return f"image:{CANONICAL_VERSION}:{PIL.__version__}:{kind}"
+
+    def get(self, file: str) -> Facts | None:
+        """Facts about the file with this sha256, or None."""
+        return _read(self.store.get(self._key(file)))
+
+    def put(self, file: str, facts: Facts) -> None:
+        self.store[self._key(file)] = _write(facts)
+
+    def get_shrunk(self, digest: str, max_side: int) -> Facts | None:
+        """Facts about the shrunk version of the picture with this pixel digest, or None."""
+        return _read(self.store.get(self._key(f"{digest}:{max_side}")))
+
+    def put_shrunk(self, digest: str, max_side: int, facts: Facts) -> None:
+        self.store[self._key(f"{digest}:{max_side}")] = _write(facts)
+
+
+def _write(facts: Facts) -> dict[str, Any]:
+    return {"digest": facts.digest, "size": list(facts.size), "as_is": facts.as_is}
+
+
+def _read(value: Any) -> Facts | None:
+    if not isinstance(value, dict):
+        return None
+    digest, size, as_is = value.get("digest"), value.get("size"), value.get("as_is")
+    if not (isinstance(digest, str) and _HEX.fullmatch(digest) and isinstance(as_is, bool)):
+        return None
+    if not (isinstance(size, (list, tuple)) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
+        return None
+    return Facts(digest, (size[0], size[1]), as_is)
