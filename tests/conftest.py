@@ -76,4 +76,4 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's own answer cache, nor another test's."""
-    monkeypatch.setenv("ISR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / f"isr-cache-{uuid.uuid4().hex}"))
+    monkeypatch.setenv("ISR_CACHE", str(tmp_path_factory.getbasetemp() / f"isr-cache-{uuid.uuid4().hex}"))
