@@ -1,0 +1,172 @@
+"""A judge that gives the stored answers of an earlier run, offline."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from isr.errors import IntegrityError, JudgeStoppedError, UsageError
+from isr.protocols import Ask, JudgeLimits, Question, Reply
+from isr.schema import Call, CaseRecord, Judgement
+
+__all__ = ["ReplayJudge", "ReplayKey", "question_key"]
+
+_Row = TypeVar("_Row", bound=BaseModel)
+#: Largest file that is read: a stranger's run must not exhaust the memory.
+MAX_BYTES = 2_000_000_000
+
+
+class ReplayKey(NamedTuple):
+    """What a stored reply answers, free of everything that only the engine knows.
+
+    Attributes:
+        prompt: the edit prompt. edited, original: digests of the pictures, None without an original.
+        vote, ask: indices of the call.
+    """
+
+    prompt: str
+    edited: str | None
+    original: str | None
+    vote: int
+    ask: int
+
+
+def question_key(question: Question) -> ReplayKey:
+    """The key of a question."""
+    edited, original = question.picture("edited"), question.picture("original")
+    return ReplayKey(
+        question.prompt,
+        edited.digest if edited else None,
+        original.digest if original else None,
+        question.vote,
+        question.ask,
+    )
+
+
+class ReplayJudge:
+    """Answers from stored calls and never from anywhere else.
+
+    A question without a stored reply stops the judge: another pretended answer (or a missing verdict that was never
+    given) would enter the numbers as if the judge had said it.
+
+    Args:
+        name: the stored judge's name, so that tables stay comparable.
+        calls: stored replies by what they answer.
+        source: where they come from, for messages.
+    """
+
+    #: Its answers are stored already.
+    cacheable = False
+
+    def __init__(self, name: str, calls: Mapping[ReplayKey, Call], *, source: str = "the stored run") -> None:
+        if not calls:
+            raise UsageError(f"replay of {name!r}: {source} holds no reply of this judge")
+        self._name = name
+        self._calls = dict(calls)
+        self._source = source
+
+    @classmethod
+    def from_records(
+        cls, judgements: Iterable[Judgement], cases: Iterable[CaseRecord], *, source: str = "the stored run"
+    ) -> list[ReplayJudge]:
+        """One judge per judge of a run, in the order in which they appear.
+
+        Where exact duplicates of a case got different replies, the first one stands for all and a warning says so.
+        """
+        by_id = {case.case_id: case for case in cases}
+        found: dict[str, dict[ReplayKey, Call]] = {}
+        differing = 0
+        for judgement in judgements:
+            case = by_id.get(judgement.case_id)
+            if case is None:
+                raise IntegrityError(f"{source}: a judgement names the case {judgement.case_id!r}, which is not there")
+            held = found.setdefault(judgement.judge, {})
+            for call in judgement.calls:
+                key = ReplayKey(case.prompt, case.edited, case.original, call.vote, call.ask)
+                first = held.setdefault(key, call)
+                differing += (first.text, first.answer) != (call.text, call.answer)
+        if differing:
+            warnings.warn(
+                f"{source}: {differing} replies to exact duplicates differ; the first of each is replayed",
+                UserWarning,
+                stacklevel=2,
+            )
+        judges = [cls(name, calls, source=source) for name, calls in found.items() if calls]
+        if not judges:
+            raise UsageError(f"replay: {source} holds no stored reply")
+        return judges
+
+    @classmethod
+    def from_run(cls, run: str | Path) -> list[ReplayJudge]:
+        """One judge per judge of a run directory (`cases.jsonl`, `judgements.jsonl`)."""
+        folder = Path(run)
+        if not folder.is_dir():
+            raise UsageError(f"replay: {str(run)!r} is not a run directory")
+        cases = _rows(folder / "cases.jsonl", CaseRecord)
+        return cls.from_records(_rows(folder / "judgements.jsonl", Judgement), cases, source=str(run))
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def limits(self) -> JudgeLimits:
+        return JudgeLimits(concurrency=64)
+
+    def identity(self) -> Mapping[str, Any]:
+        """The stored judge's name and a digest of its stored replies."""
+        digest = hashlib.sha256()
+        for key in sorted(self._calls, key=repr):
+            call = self._calls[key]
+            digest.update(repr((key, call.text, call.answer.model_dump())).encode("utf-8", "backslashreplace"))
+        return {"provider": "replay", "judge": self._name, "replies": digest.hexdigest()}
+
+    def __repr__(self) -> str:
+        return f"ReplayJudge({self._name!r}, {len(self._calls)} replies)"
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Ask]:
+        yield self._ask
+
+    async def _ask(self, question: Question) -> Reply:
+        call = self._calls.get(question_key(question))
+        if call is None:
+            edited = question.picture("edited")
+            raise JudgeStoppedError(
+                f"replay of {self._name}: {self._source} holds no reply to vote {question.vote}, ask {question.ask} for the "
+                f"prompt {question.prompt[:80]!r} and the edited picture {edited.digest[:12] if edited else None}…. Evaluate "
+                "the same cases with the same originals, votes and max_side as the stored run, or name a judge that can be asked.",
+                judge=self._name,
+            )
+        # A reply with text and without a failure of the transport is read by the rubric again, as it was then.
+        answer = call.failure if call.failure is not None or call.text is not None else call.answer
+        return Reply(
+            text=call.text,
+            answer=answer,
+            finish=call.finish,
+            served_model=call.served_model,
+            response_id=call.response_id,
+            usage=call.usage,
+        )
+
+
+def _rows(path: Path, kind: type[_Row]) -> list[_Row]:
+    if path.is_symlink() or not path.is_file():
+        raise UsageError(f"replay: {path} is missing or a link; a run directory holds it as a plain file")
+    if path.stat().st_size > MAX_BYTES:
+        raise IntegrityError(f"replay: {path} is larger than {MAX_BYTES:,} bytes")
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    rows.append(kind.model_validate_json(line))
+                except ValidationError as error:
+                    raise IntegrityError(f"{path}, line {number}: {error.errors()[0]['msg']}") from None
+    return rows
