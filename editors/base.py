@@ -1,0 +1,672 @@
+"""What all diffusion editors share: sizes, pixels, seeds, settings, batches, text columns, offload, rounding.
+
+A family (unet.py, mmdit.py, …) says how its denoiser is fed and guided. `edit` and `rollout` are one code path, once
+without and once with gradients, so an attack sees exactly the model that will make the edit.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as checkpointed
+
+from isr.errors import UsageError
+from isr.protocols import Traits
+
+from .hooks import first_tensor, read_modules
+from .loading import Part, check_environment, fingerprint, load_parts, locate, memory_hint, read_index
+from .schedules import Kind, clean_of, expand, noise_of, target_of
+
+__all__ = ["DiffusionEditor", "Text", "to_pictures", "to_pixels"]
+
+log = logging.getLogger("isr.editors")
+
+Offload = Literal["text", "model"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text conditioning of B prompts.
+
+    Attributes:
+        hidden: (B, L, D) token states. pooled: (B, P) where the family has one. mask: (B, L) where it has one.
+        extra: further tensors with a leading B axis.
+    """
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    extra: Mapping[str, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return int(self.hidden.shape[0])
+
+    def tiled(self, batch: int) -> Text:
+        """The whole batch repeated until it has `batch` rows (row i belongs to row i mod B)."""
+        return replace(
+            self,
+            hidden=tiled(self.hidden, batch, "text"),
+            pooled=None if self.pooled is None else tiled(self.pooled, batch, "text"),
+            mask=None if self.mask is None else tiled(self.mask, batch, "text"),
+            extra=None if self.extra is None else {k: tiled(v, batch, "text") for k, v in self.extra.items()},
+        )
+
+
+def tiled(value: torch.Tensor, batch: int, name: str) -> torch.Tensor:
+    """Repeat along the first axis until it has `batch` rows; so K·B noisy latents (timestep-major) take B texts."""
+    have = value.shape[0]
+    if have == batch:
+        return value
+    if have == 0 or batch % have:
+        raise UsageError(f"{name} has {have} rows, which do not divide the {batch} rows of the noisy latent")
+    return value.repeat(batch // have, *([1] * (value.ndim - 1)))
+
+
+def joined(texts: Sequence[Text]) -> Text:
+    """Several texts as one batch, for guidance."""
+    first = texts[0]
+    extra = first.extra
+    return Text(
+        torch.cat([t.hidden for t in texts]),
+        None if first.pooled is None else torch.cat([t.pooled for t in texts if t.pooled is not None]),
+        None if first.mask is None else torch.cat([t.mask for t in texts if t.mask is not None]),
+        None if extra is None else {k: torch.cat([t.extra[k] for t in texts if t.extra is not None]) for k in extra},
+    )
+
+
+def to_pixels(images: Sequence[PIL.Image.Image]) -> torch.Tensor:
+    """8-bit RGB pictures of one size → (B, 3, H, W) float32 in [0, 1]."""
+    stacked = np.stack([np.asarray(image, dtype=np.uint8) for image in images])
+    return torch.from_numpy(stacked.astype(np.float32) / 255).permute(0, 3, 1, 2).contiguous()
+
+
+def to_pictures(x: torch.Tensor) -> list[PIL.Image.Image]:
+    """(B, 3, H, W) → 8-bit RGB pictures: clamp to [0, 1], times 255, round half to even."""
+    if not torch.isfinite(x).all():
+        raise UsageError(
+            "the editor produced pixels that are not finite (a half-precision overflow?); use dtype='float32' or 'bfloat16'"
+        )
+    array = (x.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [PIL.Image.fromarray(picture) for picture in array]
+
+
+class DiffusionEditor(ABC):
+    """Base of the white-box families. Build one with `from_pretrained`, `isr.editors.load_editor`, or from parts.
+
+    Args:
+        parts: role → frozen module, tokenizer or scheduler.
+        name: as tables print it. traits: see `isr.protocols.Traits`.
+        origin: what is recorded about the weights (source, revision, fingerprint).
+        device: "cuda", "cpu", …; None: CUDA where there is one. dtype: of the weights ("float32", "bfloat16", "float16").
+        batch_size: images per denoiser pass. It changes a result only within docs/definitions.md section 12.
+        resolution: the longer side is brought to this; None: pictures keep their size.
+        restore_size: edits come back in the size of the input (False: in the working size).
+        checkpointing: gradient checkpointing inside denoiser and VAE (less memory, same gradients, more time).
+        scheduler: another sampler for the same weights (a class name of diffusers); None: the checkpoint's own.
+        offload: "text" keeps text encoders on the CPU; "model" moves every part to the device only while it runs (edits only).
+        vae_tiling, vae_slicing: decode and encode in tiles, or one picture at a time.
+        defaults: sampling settings that replace the family's (steps, guidance, …).
+    """
+
+    #: parts of the checkpoint, and the pipelines of model_index.json that this class stands for
+    PARTS: ClassVar[tuple[Part, ...]] = ()
+    PIPELINES: ClassVar[tuple[str, ...]] = ()
+    FAMILY: ClassVar[str] = ""
+    DENOISER: ClassVar[str] = "unet"
+    TEXT_ROLES: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    #: sampling settings a call may change, with the pipeline's own defaults
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(
+        self,
+        parts: Mapping[str, Any],
+        *,
+        name: str = "",
+        traits: Traits | None = None,
+        origin: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        batch_size: int = 1,
+        resolution: int | None = None,
+        restore_size: bool = True,
+        checkpointing: bool = False,
+        scheduler: str | None = None,
+        offload: Offload | None = None,
+        vae_tiling: bool = False,
+        vae_slicing: bool = False,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        if offload not in (None, "text", "model"):
+            raise UsageError(f"offload must be None, 'text' or 'model', got {offload!r}")
+        self.parts = dict(parts)
+        self._origin = dict(origin or {})
+        self._name = name or str(self._origin.get("source", "")).rstrip("/").rpartition("/")[2] or self.FAMILY
+        self._device = torch.device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._dtype = torch_dtype(dtype) or next(iter(self.denoiser.parameters())).dtype
+        self.batch_size = batch_size
+        self.resolution = resolution
+        self.restore_size = restore_size
+        self.checkpointing = checkpointing
+        self.offload = offload
+        if scheduler is not None:
+            self.parts["scheduler"] = other_scheduler(self.parts["scheduler"], scheduler)
+        for role, part in self.parts.items():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+                stays = offload == "model" or (offload == "text" and role in self.TEXT_ROLES)
+                part.to(torch.device("cpu") if stays else self._device)
+                if next(part.parameters()).dtype != self._part_dtype(role):
+                    part.to(self._part_dtype(role))
+        if checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+            if getattr(self.vae, "_supports_gradient_checkpointing", False):
+                self.vae.enable_gradient_checkpointing()
+        if vae_tiling:
+            self.vae.enable_tiling()
+        if vae_slicing:
+            self.vae.enable_slicing()
+        self._tiling = (vae_tiling, vae_slicing)
+        self._defaults = self._checked({**self.DEFAULTS, **self._own_defaults(), **(defaults or {})})
+        self._traits = traits or Traits(
+            white_box=True,
+            size_multiple=self.size_multiple,
+            family=self.FAMILY,
+            source=str(self._origin.get("source", "")),
+            **{
+                k: self._defaults[k] for k in ("steps", "guidance", "image_guidance", "strength") if k in self._defaults
+            },
+        )
+
+    # ------------------------------------------------------------------------------------------------- making one
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        allow_pickle: bool = False,
+        offline: bool = False,
+        cache_dir: str | None = None,
+        licence: str = "",
+        **options: Any,
+    ) -> DiffusionEditor:
+        """Load a hub name or a folder in diffusers layout. `options` are those of the class; see `loading.locate` for the rest.
+
+        dtype None means float32 (the weights' own precision on disk is widened: attacks need it).
+        """
+        check_environment(cls.__name__)
+        where = locate(
+            source, cls.PARTS, revision=revision, variant=variant, allow_pickle=allow_pickle, offline=offline,
+            licence=licence, cache_dir=cache_dir,
+        )  # fmt: skip
+        kind = torch_dtype(dtype) or torch.float32
+        index = read_index(where.folder, pipelines=cls.PIPELINES, editor=cls.__name__)
+        parts = load_parts(
+            where.folder,
+            cls.PARTS,
+            editor=cls.__name__,
+            dtype=kind,
+            variant=variant,
+            allow_pickle=allow_pickle,
+            index=index,
+        )
+        origin = {
+            "source": where.source, "revision": where.revision, "weights": fingerprint(where.folder, cls.PARTS), "licence": licence,
+        }  # fmt: skip
+        with memory_hint(cls.__name__):
+            return cls(parts, origin=origin, device=device, dtype=kind, **cls._index_options(index), **options)
+
+    @classmethod
+    def _index_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003 - families override
+        """Constructor options that a family reads from model_index.json."""
+        return {}
+
+    def _own_defaults(self) -> dict[str, Any]:
+        """Defaults that a family takes from its checkpoint."""
+        return {}
+
+    def _part_dtype(self, role: str) -> torch.dtype:  # noqa: ARG002 - families override
+        return self._dtype
+
+    # ----------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def traits(self) -> Traits:
+        return self._traits
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def denoiser(self) -> Any:
+        return self.parts[self.DENOISER]
+
+    @property
+    def vae(self) -> Any:
+        return self.parts["vae"]
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent cell along a side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def size_multiple(self) -> int:
+        return self.vae_factor
+
+    @property
+    @abstractmethod
+    def prediction(self) -> Kind: ...
+
+    def settings(self, **overrides: Any) -> Mapping[str, Any]:
+        """Everything that decides an edit besides image, prompt and seed."""
+        import diffusers
+        import transformers
+
+        scheduler = self.parts["scheduler"]
+        return {
+            "editor": self.name,
+            "family": self.FAMILY,
+            **self._origin,
+            **self._checked({**self._defaults, **overrides}),
+            "scheduler": type(scheduler).__name__,
+            "scheduler_config": {k: v for k, v in sorted(scheduler.config.items()) if not k.startswith("_")},
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "batch_size": self.batch_size,
+            "resolution": self.resolution,
+            "restore_size": self.restore_size,
+            "size_multiple": self.size_multiple,
+            "resample": "bicubic-antialias",
+            "vae_tiling": self._tiling[0],
+            "vae_slicing": self._tiling[1],
+            "versions": {
+                "torch": torch.__version__,
+                "diffusers": diffusers.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+
+    def _checked(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(settings) - set(self.DEFAULTS))
+        if unknown:
+            raise UsageError(
+                f"{self.name} has no setting {', '.join(map(repr, unknown))}; it takes: {', '.join(sorted(self.DEFAULTS))}"
+            )
+        for key, value in settings.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if key in ("steps", "max_sequence_length") and (
+                not isinstance(value, int) or isinstance(value, bool) or value < 1
+            ):
+                raise UsageError(f"{key} must be a whole number of at least 1, got {value!r}")
+            if key in ("guidance", "image_guidance", "eta") and (not number or value < 0):
+                raise UsageError(f"{key} must be a number of at least 0, got {value!r}")
+            if key == "strength" and (not number or not 0 < value <= 1):
+                raise UsageError(f"strength must be a number in (0, 1], got {value!r}")
+            if key == "negative_prompt" and not isinstance(value, str):
+                raise UsageError(f"negative_prompt must be a text, got {type(value).__name__}")
+        return dict(settings)
+
+    # ---------------------------------------------------------------------------------------------------- sizes
+
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) in which a picture of that size is edited: scaled to `resolution`, sides cut down to the multiple."""
+        scale = 1.0 if self.resolution is None else self.resolution / max(height, width)
+        m = self.size_multiple
+        return (max(m, round(height * scale) // m * m), max(m, round(width * scale) // m * m))
+
+    def fit(self, x: torch.Tensor) -> torch.Tensor:
+        """Pixels in the working size: antialiased bicubic, differentiable; nothing is done where the size is right."""
+        self._pixels(x)
+        size = self.working_size(int(x.shape[-2]), int(x.shape[-1]))
+        return resized(x, size)
+
+    def _pixels(self, x: torch.Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise UsageError(f"x must be float pixels (B, 3, H, W) in [0, 1], got {x.dtype} {tuple(x.shape)}")
+
+    # ----------------------------------------------------------------------------------------------------- text
+
+    @abstractmethod
+    def embed(self, prompts: Sequence[str]) -> Text: ...
+
+    def word_columns(self, prompt: str, word: str | None = None) -> tuple[int, ...]:
+        """Text columns of a word of the prompt (all its sub-tokens), or of all content tokens, for `attention`.
+
+        Start, end and padding tokens are never content.
+
+        Raises:
+            UsageError: the word does not stand in the prompt.
+        """
+        return tuple(columns_of(self.parts["tokenizer"], prompt, word))
+
+    # ---------------------------------------------------------------------------------------------- the surface
+
+    def latents(self, x: torch.Tensor) -> torch.Tensor:
+        """Raw encoder mean of pixels in [0, 1], unscaled, (B, C, h, w) float32; any size (see `fit`)."""
+        mode: torch.Tensor = self._posterior(x).mode()
+        return mode.float()
+
+    def _posterior(self, x: torch.Tensor) -> Any:
+        x = self.fit(x)
+        with self._using("vae"):
+            return self.vae.encode((2 * x - 1).to(self.device, self.vae.dtype)).latent_dist
+
+    def scaled(self, z: torch.Tensor) -> torch.Tensor:
+        """(z − shift) · scale with the VAE's own numbers."""
+        return (z - self._shift) * self._scale
+
+    @property
+    def _scale(self) -> float:
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def _shift(self) -> float:
+        return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Pixels, nominally in [0, 1] and not clamped, of a scaled latent, (B, 3, H, W) float32."""
+        with self._using("vae"):
+            raw: torch.Tensor = self.vae.decode(
+                (z / self._scale + self._shift).to(self.device, self.vae.dtype), return_dict=False
+            )[0]
+        return raw.float() / 2 + 0.5
+
+    @abstractmethod
+    def condition(self, x: torch.Tensor) -> torch.Tensor | None: ...
+
+    @abstractmethod
+    def timesteps(self, n: int) -> torch.Tensor: ...
+
+    @abstractmethod
+    def levels(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(a, b) of noisy = a·z + b·noise at timesteps t, each (B,) float32."""
+
+    @abstractmethod
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, text: Text, cond: torch.Tensor | None) -> torch.Tensor: ...
+
+    def noisy(self, z: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """a·z + b·noise for a scaled latent z (B, C, h, w) at timesteps t (B,), as the denoiser's input."""
+        a, b = self.levels(t)
+        return expand(a, z) * z + expand(b, z) * noise
+
+    def noise_from(self, prediction: torch.Tensor, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The noise estimate n̂ behind a raw prediction (attacks.md's dictionary between VP and flow)."""
+        a, b = self.levels(t)
+        return noise_of(self.prediction, prediction, noisy, expand(a, noisy), expand(b, noisy))
+
+    def clean_from(self, prediction: torch.Tensor, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The clean scaled latent ẑ behind a raw prediction."""
+        a, b = self.levels(t)
+        return clean_of(self.prediction, prediction, noisy, expand(a, noisy), expand(b, noisy))
+
+    def target(self, z: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """What a perfect denoiser predicts from noisy(z, t, noise): noise, a·noise − b·z, or noise − z."""
+        a, b = self.levels(t)
+        return target_of(self.prediction, z, noise, expand(a, z), expand(b, z))
+
+    @abstractmethod
+    def layers(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def default_layers(self) -> tuple[str, ...]: ...
+
+    def features(
+        self, noisy: torch.Tensor, t: torch.Tensor, text: Text, cond: torch.Tensor | None, layers: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Outputs of the named layers, float32, in one pass that stops after the deepest of them.
+
+        Any name of `denoiser.named_modules()` that returns a tensor is understood; `layers()` lists the useful ones.
+        Rows may hold several timesteps of the same pictures: K·B noisy latents take B texts and conditions (repeated).
+        """
+        if isinstance(layers, str) or not layers:
+            raise UsageError(f"layers must be a list of at least one name from editor.layers(), got {layers!r}")
+        known = dict(self.denoiser.named_modules())
+        unknown = [name for name in layers if name not in known or not name]
+        if unknown:
+            raise UsageError(
+                f"{self.name} has no layers {unknown}; editor.layers() lists them, e.g. {self.layers()[-3:]}"
+            )
+        wanted = {name: known[name] for name in layers}
+        found = read_modules(wanted, lambda: self.predict(noisy, t, text, cond), pick=self.pick)
+        return {name: self._image_part(name, value, noisy).float() for name, value in found.items()}
+
+    @staticmethod
+    def pick(output: Any) -> torch.Tensor:
+        """The tensor of a layer's output that `features` reads."""
+        return first_tensor(output)
+
+    def _image_part(self, name: str, value: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """The image's share of a layer's output, where text or a reference stand in the same sequence."""
+        return value
+
+    # --------------------------------------------------------------------------------------------------- editing
+
+    def edit(
+        self, images: Sequence[PIL.Image.Image], prompts: Sequence[str], *, seeds: Sequence[int], **settings: Any
+    ) -> list[PIL.Image.Image]:
+        """One edit per picture; 8-bit RGB in and out; seed i belongs to picture i. Unknown settings raise."""
+        check_call(images, prompts, seeds)
+        chosen = self._checked({**self._defaults, **settings})
+        edited: dict[int, PIL.Image.Image] = {}
+        with torch.no_grad(), memory_hint(self.name):
+            for batch in batches([image.size for image in images], self.batch_size):
+                y = self._sample(
+                    to_pixels([images[i] for i in batch]),
+                    [prompts[i] for i in batch],
+                    [seeds[i] for i in batch],
+                    chosen,
+                    wrap=False,
+                )
+                edited.update(zip(batch, to_pictures(y), strict=True))
+        return [edited[i] for i in range(len(images))]
+
+    def rollout(
+        self,
+        x: torch.Tensor,
+        prompts: Sequence[str],
+        steps: int,
+        *,
+        seeds: Sequence[int],
+        checkpoint: bool = True,
+        **settings: Any,
+    ) -> torch.Tensor:
+        """A differentiable edit: (B, 3, H, W) float32, neither rounded nor clamped; `edit` is this, clamped and rounded.
+
+        Args:
+            x: pixels in [0, 1]. prompts, seeds: one each per picture. steps: of this edit.
+            checkpoint: recompute each denoiser pass during backward, so that memory does not grow with steps.
+            settings: guidance, …, as for `edit`.
+        """
+        self._pixels(x)
+        if not len(x) == len(prompts) == len(seeds):
+            raise UsageError(
+                f"rollout needs one prompt and one seed per picture, got {len(x)} pictures, {len(prompts)} prompts, {len(seeds)} seeds"
+            )
+        chosen = self._checked({**self._defaults, **settings, "steps": steps})
+        with memory_hint(self.name):
+            return self._sample(x, prompts, seeds, chosen, wrap=checkpoint)
+
+    def _sample(
+        self, x: torch.Tensor, prompts: Sequence[str], seeds: Sequence[int], settings: Mapping[str, Any], *, wrap: bool
+    ) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        size = (int(x.shape[-2]), int(x.shape[-1]))
+        x = self.fit(x.to(self.device))
+        z = self._denoise(x, list(prompts), generators, settings, wrap=wrap and torch.is_grad_enabled())
+        y = self._finish(z)
+        return resized(y, size, clamp=False) if self.restore_size else y
+
+    @abstractmethod
+    def _denoise(
+        self,
+        x: torch.Tensor,
+        prompts: list[str],
+        generators: list[torch.Generator],
+        settings: Mapping[str, Any],
+        *,
+        wrap: bool,
+    ) -> torch.Tensor:
+        """From pixels in the working size to the final scaled latent; `wrap` asks for a checkpoint around each pass."""
+
+    def _finish(self, z: torch.Tensor) -> torch.Tensor:
+        """Pixels of the final latent, as this family's pipeline makes them."""
+        return self.decode(z)
+
+    def _call(self, run: Callable[..., torch.Tensor], *args: torch.Tensor, wrap: bool) -> torch.Tensor:
+        if not wrap:
+            return run(*args)
+        result: torch.Tensor = checkpointed(run, *args, use_reentrant=False)
+        return result
+
+    def _randn(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """Float32 noise, drawn on the CPU so that every device edits with the same; row i from generator i."""
+        rows = [torch.randn((1, *shape[1:]), generator=generator) for generator in generators]
+        return torch.cat(rows).to(self.device)
+
+    @contextmanager
+    def _using(self, role: str) -> Iterator[None]:
+        """Have a part on the device while it runs."""
+        part = self.parts[role]
+        if self.offload != "model" or role in self.TEXT_ROLES:
+            yield
+            return
+        if torch.is_grad_enabled():
+            raise UsageError(
+                "offload='model' serves edits only; for gradients load the editor with offload='text' or none"
+            )
+        part.to(self.device)
+        try:
+            yield
+        finally:
+            part.to("cpu")
+
+    def _text_device(self) -> torch.device:
+        return torch.device("cpu") if self.offload is not None else self.device
+
+
+# ------------------------------------------------------------------------------------------------------ small helpers
+
+
+def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype from its name."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in names:
+        raise UsageError(f"dtype must be one of {', '.join(names)}, got {dtype!r}")
+    return names[dtype]
+
+
+def other_scheduler(scheduler: Any, name: str) -> Any:
+    """Another scheduler class of diffusers with this scheduler's configuration."""
+    import diffusers
+
+    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if kind is None:
+        raise UsageError(
+            f"scheduler must be a scheduler class of diffusers such as 'EulerAncestralDiscreteScheduler', got {name!r}"
+        )
+    return kind.from_config(scheduler.config)
+
+
+def fresh_scheduler(scheduler: Any) -> Any:
+    """A scheduler of the same configuration without the state of an earlier edit."""
+    return type(scheduler).from_config(scheduler.config)
+
+
+def resized(x: torch.Tensor, size: tuple[int, int], *, clamp: bool = True) -> torch.Tensor:
+    """Antialiased bicubic to (height, width); overshoot is cut to [0, 1] where `clamp`. Differentiable."""
+    if tuple(x.shape[-2:]) == size:
+        return x
+    y = F.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return y.clamp(0, 1) if clamp else y
+
+
+def batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of one picture size each, in order of first appearance."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def check_call(images: Sequence[PIL.Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    """The arguments of every editor's `edit`."""
+    if isinstance(prompts, str):
+        raise UsageError("prompts must be a list with one text per picture, got one text; write [prompt]")
+    if not len(images) == len(prompts) == len(seeds):
+        raise UsageError(
+            f"edit needs one prompt and one seed per picture, got {len(images)} pictures, {len(prompts)} prompts, {len(seeds)} seeds"
+        )
+    for index, image in enumerate(images):
+        if not isinstance(image, PIL.Image.Image) or image.mode != "RGB":
+            what = f"a picture of mode {image.mode}" if isinstance(image, PIL.Image.Image) else type(image).__name__
+            raise UsageError(f"images[{index}] must be an 8-bit RGB PIL.Image, got {what}; convert it first")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise UsageError(f"prompts[{index}] must be a text, got {type(prompt).__name__}")
+    for index, seed in enumerate(seeds):
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+            raise UsageError(f"seeds[{index}] must be a whole number, got {type(seed).__name__}")
+
+
+def tokens_of(tokenizer: Any, prompts: Sequence[str], editor: str, *, length: int | None = None) -> Any:
+    """Padded, truncated tokens of one tokenizer; a prompt that is cut is said so."""
+    length = length or int(tokenizer.model_max_length)
+    for prompt, ids in zip(
+        prompts, tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"], strict=True
+    ):
+        if len(ids) > length:
+            log.warning(
+                "%s reads only the first %d tokens of a prompt of %d: %r", editor, length, len(ids), prompt[:80]
+            )
+    return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+
+def columns_of(tokenizer: Any, prompt: str, word: str | None, *, limit: int | None = None) -> list[int]:
+    """Positions of a word's tokens (or of all content tokens) in the padded token sequence of one tokenizer."""
+    length = limit or int(tokenizer.model_max_length)
+    encoded = tokenizer(prompt, max_length=length, truncation=True, return_offsets_mapping=True)
+    spans = [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+    special = set(tokenizer.all_special_ids)
+    content = [
+        i
+        for i, ((a, b), token) in enumerate(zip(spans, encoded["input_ids"], strict=True))
+        if b > a and token not in special
+    ]
+    if word is None:
+        return content
+    places = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(word.strip())}(?!\w)", prompt, re.IGNORECASE)]
+    if not word.strip() or not places:
+        raise UsageError(
+            f"word={word!r} does not stand in the prompt {prompt!r}; choose one of its words, or None for all"
+        )
+    return [i for i in content if any(spans[i][0] < end and spans[i][1] > start for start, end in places)]
