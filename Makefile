@@ -84,7 +84,7 @@ types: $(STAMPS)/dev
 	$(BIN)/python tools/typecheck.py
 
 docs: $(STAMPS)/docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: $(STAMPS)/docs
 	$(BIN)/mkdocs serve

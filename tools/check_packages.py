@@ -28,12 +28,20 @@ def problems(root: Path = ROOT) -> list[str]:
     table = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     listed, mapping, found = table["packages"], table["package-dir"], on_disk(root)
     lines = [f"pyproject.toml lists {name!r} twice; remove one" for name in {n for n in listed if listed.count(n) > 1}]
-    lines += [f"{found[name]}/ is missing from [tool.setuptools] packages; add {name!r}" for name in found if name not in listed]
-    lines += [f"pyproject.toml lists {name!r}, but there is no such folder; remove it" for name in listed if name not in found]
+    lines += [
+        f"{found[name]}/ is missing from [tool.setuptools] packages; add {name!r}"
+        for name in found
+        if name not in listed
+    ]
+    lines += [
+        f"pyproject.toml lists {name!r}, but there is no such folder; remove it" for name in listed if name not in found
+    ]
     for name, folder in found.items():
         # setuptools resolves a package by its longest listed prefix.
         prefix = max((p for p in mapping if name == p or name.startswith(p + ".")), key=len, default=None)
-        resolved = None if prefix is None else "/".join([mapping[prefix], *name[len(prefix) + 1 :].split(".")]).rstrip("/")
+        resolved = (
+            None if prefix is None else "/".join([mapping[prefix], *name[len(prefix) + 1 :].split(".")]).rstrip("/")
+        )
         if resolved != folder:
             lines.append(f"[tool.setuptools.package-dir] maps {name!r} to {resolved!r}, but it lives in {folder!r}")
     for top in ("isr", *ROOMS):
