@@ -36,9 +36,10 @@ class ImageRef:
         name: how the user called it (the path, or the argument and index).
         codec: how `png()` encodes.
         max_side: the longest side this picture was shrunk to, or None.
+        problem: what a check found wrong with it, or None.
     """
 
-    __slots__ = ("_facts", "_file", "_kind", "_source", "max_side", "name")
+    __slots__ = ("_facts", "_file", "_kind", "_shrunk", "_source", "max_side", "name", "problem")
 
     codec = CODEC
 
@@ -49,6 +50,8 @@ class ImageRef:
         self.max_side = max_side
         self._facts: Facts | None = None
         self._file: str | None = None
+        self._shrunk: ImageRef | None = None
+        self.problem: str | None = None
 
     def __repr__(self) -> str:
         state = f"{self.size[0]}×{self.size[1]}, {self.digest[:12]}" if self._facts else "not checked"
@@ -62,10 +65,13 @@ class ImageRef:
         Raises:
             ImageError: naming the picture and what is wrong with it.
         """
+        if self.problem is not None:
+            raise ImageError(self.problem, name=self.name)
         if self._facts is None:
             try:
                 self._facts = self._look(memo)
             except ImageError as error:
+                self.problem = error.what
                 raise ImageError(error.what, name=self.name) from error
         return self._facts
 
@@ -145,7 +151,9 @@ class ImageRef:
             raise UsageError(f"max_side must be a positive whole number of pixels, got {max_side!r}")
         if max(self.size) <= max_side:
             return self
-        return ImageRef(self, "shrunk", self.name, max_side)
+        if self._shrunk is None or self._shrunk.max_side != max_side:
+            self._shrunk = ImageRef(self, "shrunk", self.name, max_side)
+        return self._shrunk
 
     def _decode(self) -> tuple[Pixels, bool]:
         """Pixels, and whether they are known to be those of the check without hashing them again."""
