@@ -22,7 +22,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZER
 JOBS ?= 2
 TESTS ?= tests
 
-.PHONY: help demo test lint format types docs docs-serve bench setup clean
+.PHONY: help demo test lint format types docs docs-serve bench setup setup-ci clean
 .DEFAULT_GOAL := help
 
 help:
@@ -61,7 +61,14 @@ $(STAMPS)/docs: $(STAMPS)/venv $(PINS)
 	@$(INSTALL) -e ".[docs]"
 	@touch $@
 
+$(STAMPS)/ci: $(STAMPS)/dev
+	@echo "Installing what the opt-in tests need into $(VENV) …"
+	@$(INSTALL) -e ".[ray,browser,datasets]"
+	@touch $@
+
 setup: $(STAMPS)/dev
+
+setup-ci: $(STAMPS)/ci
 
 # --------------------------------------------------------------------------------------------------------- targets
 
