@@ -14,7 +14,7 @@ from scipy import special
 from ..errors import UsageError
 from ._inputs import FloatArray, need_level
 
-__all__ = ["bca", "bootstrap_sums", "jackknife_sums", "percentile", "resample_counts"]
+__all__ = ["bca", "bootstrap_sums", "canonical", "jackknife_sums", "percentile", "resample_counts"]
 
 #: Floats in one block of resample counts: bounds memory at about 64 MB whatever the number of images.
 BLOCK = 8_000_000
@@ -34,6 +34,11 @@ def resample_counts(n_clusters: int, n_boot: int, seed: int) -> Iterator[FloatAr
         drawn = rng.integers(0, n_clusters, size=(size, n_clusters), dtype=np.int64)
         drawn += np.arange(size, dtype=np.int64)[:, None] * n_clusters
         yield np.bincount(drawn.ravel(), minlength=size * n_clusters).reshape(size, n_clusters).astype(np.float64)
+
+
+def canonical(sums: FloatArray) -> FloatArray:
+    """Clusters in lexicographic order of their sums: intervals then depend neither on row order nor on image names."""
+    return np.asarray(sums[np.lexsort(sums.T[::-1])], dtype=np.float64)
 
 
 def bootstrap_sums(sums: FloatArray, n_boot: int, seed: int) -> FloatArray:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..errors import UsageError
 from ._inputs import FloatArray, Ids, cluster_codes, cluster_sums, need_level, outcome_codes
-from .bootstrap import bca, bootstrap_sums, jackknife_sums
+from .bootstrap import bca, bootstrap_sums, canonical, jackknife_sums
 from .intervals import Interval, proportion_interval
 from .outcomes import Rate, isr
 from .paired import PairedDifference, paired_difference
@@ -111,7 +111,7 @@ def _abbott(a: FloatArray, c: FloatArray, ids: Any, *, level: float, n_boot: int
     if reason:
         return Share(None, None, len(c), reason)
     codes, count = cluster_codes("image_ids", ids, len(a))
-    sums = np.column_stack([cluster_sums(codes, count, a - c), cluster_sums(codes, count, 1.0 - c)])
+    sums = canonical(np.column_stack([cluster_sums(codes, count, a - c), cluster_sums(codes, count, 1.0 - c)]))
 
     def ratio(s: FloatArray) -> FloatArray:
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ._inputs import FloatArray, Ids, cluster_codes, cluster_sums, need_level, zero_one
-from .bootstrap import bca, bootstrap_sums, jackknife_sums
+from .bootstrap import bca, bootstrap_sums, canonical, jackknife_sums
 from .intervals import Interval, critical_value
 from .significance import PValue, mcnemar_mid_p, sign_flip
 
@@ -105,7 +105,7 @@ def difference_intervals(
             intervals.append(Interval(low, high, SCORE_METHOD, level, n, float(clusters), clusters))
             continue
         if boots is None:
-            stacked = np.column_stack([column for s, c, _, _ in per_image for column in (s, c)])
+            stacked = np.column_stack([canonical(np.column_stack([s, c])) for s, c, _, _ in per_image])
             boots = bootstrap_sums(stacked, n_boot, seed)
             left_out = jackknife_sums(stacked)
         values = boots[:, 2 * index] / boots[:, 2 * index + 1]

@@ -78,7 +78,7 @@ def sample_size(
         power: wanted, in (0, 1). alpha: two-sided level. comparisons: size of the Holm family; the level is divided by it
             (Bonferroni), so that the first step of Holm has the power asked for.
     """
-    _check(baseline, difference, power, alpha, comparisons, cases_per_image)
+    _check(baseline, difference, power=power, alpha=alpha, comparisons=comparisons, cases_per_image=cases_per_image)
     other = baseline + difference
     if discordance is None:
         psi = baseline * (1 - other) + other * (1 - baseline)
@@ -127,7 +127,7 @@ def sample_size(
 
 
 def _check(
-    baseline: float, difference: float, power: float, alpha: float, comparisons: int, cases_per_image: int, /
+    baseline: float, difference: float, *, power: float, alpha: float, comparisons: int, cases_per_image: int
 ) -> None:
     if not 0 < baseline < 1:
         raise UsageError(f"baseline: expected a fraction between 0 and 1 such as 0.7, got {baseline!r}")
