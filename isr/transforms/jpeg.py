@@ -136,7 +136,7 @@ class JPEG(Transform):
         dtype = x.dtype
         if dtype in (torch.float16, torch.bfloat16):
             x = x.float()
-        b, _, h, w = x.shape
+        h, w = x.shape[-2:]
         halved = self.subsampling == "4:2:0"
         unit = 16 if halved else 8
         rgb = self._integer(x.clamp(0, 1) * 255)

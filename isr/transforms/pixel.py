@@ -57,8 +57,7 @@ class Blur(Transform):
         size = self.size if self.size is not None else 2 * math.ceil(3 * self.sigma) + 1
         kernel, r = gaussian_kernel(size, self.sigma).to(x), size // 2
         rows = F.conv2d(F.pad(x, (r, r, r, r), mode="replicate").flatten(0, 1)[:, None], kernel.view(1, 1, 1, -1))
-        columns: Tensor = F.conv2d(rows, kernel.view(1, 1, -1, 1))
-        return columns.view_as(x)
+        return torch.reshape(F.conv2d(rows, kernel.view(1, 1, -1, 1)), x.shape)
 
 
 @dataclass(frozen=True)
