@@ -18,7 +18,7 @@ from typing import Any
 
 from .errors import MissingExtraError, RegistryError
 
-__all__ = ["ATTACKS", "COMMANDS", "CONSENSUS", "EDITORS", "JUDGES", "PURIFIERS", "Plugin", "Registry"]
+__all__ = ["ATTACKS", "COMMANDS", "CONSENSUS", "EDITORS", "JUDGES", "PURIFIERS", "RESOLVERS", "Plugin", "Registry"]
 
 
 @dataclass(frozen=True)
@@ -145,3 +145,5 @@ EDITORS = Registry("isr.editors", "editor")
 PURIFIERS = Registry("isr.purifiers", "purifier")
 CONSENSUS = Registry("isr.consensus", "consensus policy")
 COMMANDS = Registry("isr.commands", "command")
+#: How the core turns a user's words into objects of a room it never imports ("judges": spec → list of judges).
+RESOLVERS = Registry("isr.resolvers", "resolver")

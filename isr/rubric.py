@@ -154,7 +154,7 @@ class Rubric(_Part):
         parts.append(self.reply.instruction)
         return "\n\n".join(parts)
 
-    def schema(self, *, ask_overall: bool = False) -> dict[str, Any]:
+    def reply_schema(self, *, ask_overall: bool = False) -> dict[str, Any]:
         """JSON schema of the reply: observations, then reasons, then the booleans (a verdict that is written first is
         rationalised afterwards). Closed, everything required: what strict structured output wants."""
         asked = self._asked(ask_overall)
@@ -187,7 +187,7 @@ class Rubric(_Part):
             ),
             data=json.dumps({"edit_prompt": prompt}, ensure_ascii=False),
             pictures=pictures,
-            schema=self.schema(ask_overall=ask_overall),
+            schema=self.reply_schema(ask_overall=ask_overall),
             schema_name="edit_judgement",
             prompt=prompt,
             vote=vote,
@@ -225,7 +225,7 @@ class Rubric(_Part):
     def _read(self, reply: Any, ask_overall: bool) -> Verdict | NoVerdict:
         if not isinstance(reply, dict):
             return NoVerdict(reason="unparseable", detail=f"expected a JSON object, got {type(reply).__name__}")
-        properties = self.schema(ask_overall=ask_overall)["properties"]
+        properties = self.reply_schema(ask_overall=ask_overall)["properties"]
         for key, spec in properties.items():
             wanted = bool if spec["type"] == "boolean" else str
             if key not in reply:

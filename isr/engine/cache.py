@@ -76,7 +76,7 @@ class ReplyCache(Protocol):
 
     def put(self, key: str, call: Call) -> None: ...
 
-    def memo(self) -> MutableMapping[str, str] | None:
+    def memo(self) -> MutableMapping[str, Any] | None:
         """Where image digests by file hash may be kept, or None."""
         ...
 
@@ -86,7 +86,7 @@ class MemoryCache:
 
     def __init__(self) -> None:
         self._calls: dict[str, Call] = {}
-        self._memo: dict[str, str] = {}
+        self._memo: dict[str, Any] = {}
 
     def get(self, key: str) -> Call | None:
         return self._calls.get(key)
@@ -94,7 +94,7 @@ class MemoryCache:
     def put(self, key: str, call: Call) -> None:
         self._calls[key] = call
 
-    def memo(self) -> MutableMapping[str, str]:
+    def memo(self) -> MutableMapping[str, Any]:
         return self._memo
 
 
@@ -183,7 +183,7 @@ class DiskCache:
     def put(self, key: str, call: Call) -> None:
         self._store.set(f"call:{key}", call.model_dump_json())
 
-    def memo(self) -> MutableMapping[str, str]:
+    def memo(self) -> MutableMapping[str, Any]:
         return _Memo(self._store)
 
     def close(self) -> None:
@@ -197,20 +197,20 @@ class DiskCache:
         return f"DiskCache({str(self.folder)!r})"
 
 
-class _Memo(MutableMapping[str, str]):
-    """File hash → digest of canonical pixels, in the same store."""
+class _Memo(MutableMapping[str, Any]):
+    """Small JSON values (what one look at a picture established) in the same store."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
 
-    def __getitem__(self, key: str) -> str:
+    def __getitem__(self, key: str) -> Any:
         text = self._store.get(f"memo:{key}")
         if text is None:
             raise KeyError(key)
-        return str(text)
+        return json.loads(text)
 
-    def __setitem__(self, key: str, value: str) -> None:
-        self._store.set(f"memo:{key}", value)
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._store.set(f"memo:{key}", json.dumps(value))
 
     def __delitem__(self, key: str) -> None:
         del self._store[f"memo:{key}"]

@@ -1,34 +1,59 @@
-"""What the engine needs of a case: its record, and its pictures on demand."""
+"""A prepared case as the engine asks about it: digests without pixels, PNG bytes only when a call needs them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
+from ..cases import PreparedCase
+from ..images import BadImage, ImageRef
 from ..protocols import Picture
 from ..schema import CaseRecord
 
 __all__ = ["JudgeableCase"]
 
 
-class JudgeableCase(Protocol):
-    """A case whose pictures were checked. Digests are known without pixels; PNG bytes are read when a call needs them."""
+class JudgeableCase:
+    """One case on its way to the judges."""
+
+    __slots__ = ("_images", "prepared")
+
+    def __init__(self, prepared: PreparedCase) -> None:
+        self.prepared = prepared
+        pairs = (("original", prepared.original_sent), ("edited", prepared.edited_sent))
+        self._images = tuple((role, image) for role, image in pairs if isinstance(image, ImageRef))
 
     @property
-    def record(self) -> CaseRecord: ...
+    def record(self) -> CaseRecord:
+        return self.prepared.record
 
     def problem(self) -> str | None:
         """Why this case cannot be judged (a bad image that was skipped), or None."""
-        ...
+        return self.prepared.bad
 
-    def digests(self) -> Sequence[tuple[str, str]]:
+    def digests(self) -> tuple[tuple[str, str], ...]:
         """(role, digest) of each picture as sent, the original first."""
-        ...
+        return tuple((role, image.digest) for role, image in self._images)
+
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each picture as sent."""
+        return tuple(image.size for _, image in self._images)
 
     def pictures(self) -> tuple[Picture, ...]:
-        """The pictures themselves. Raises IntegrityError where a file changed since it was checked, OSError where it is gone."""
-        ...
+        """The pictures themselves.
+
+        Raises:
+            IntegrityError: a file changed since it was checked, or is gone.
+        """
+        return tuple(Picture(role, image.png(), image.digest, image.size) for role, image in self._images)
 
     def columns(self) -> Mapping[str, Any]:
-        """Columns a local judge may look at."""
-        ...
+        """What a *local* judge may look at: what kind of picture and prompt it is, never how it was made (no method, arm
+        or file name: judges are blind to them)."""
+        record = self.record
+        return {"category": record.category, "prompt_kind": record.prompt_kind, "tags": dict(record.tags)}
+
+    def images_by_digest(self) -> dict[str, ImageRef]:
+        """Canonical (unshrunk) pictures for keeping and showing."""
+        pairs = ((self.record.edited, self.prepared.edited), (self.record.original, self.prepared.original))
+        return {d: i for d, i in pairs if d is not None and i is not None and not isinstance(i, BadImage)}

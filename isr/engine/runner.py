@@ -99,7 +99,7 @@ class JudgeRunner:
         self._price = price or (lambda _name, _usage: None)
         self._limiter = limiter or Limiter(judge.limits)
         self._identity: Mapping[str, Any] = dict(judge.identity())
-        self._asked = tuple(rubric.schema(ask_overall=settings.ask_overall)["properties"])
+        self._asked = tuple(rubric.reply_schema(ask_overall=settings.ask_overall)["properties"])
         self._flying: dict[str, asyncio.Future[Call]] = {}
         self.served: Counter[str] = Counter()
 
@@ -173,9 +173,12 @@ class JudgeRunner:
         self._flying[key] = future
         try:
             call = await self._call(case, vote, ask, key)
-        except BaseException as error:
-            future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-            future.exception() if not future.cancelled() else None  # mark as retrieved: the raiser reports it
+        except Exception as error:
+            future.set_exception(error)
+            future.exception()  # marks it as seen: without a sharer, only the raiser reports it
+            raise
+        except asyncio.CancelledError:
+            future.cancel()
             raise
         else:
             future.set_result(call)

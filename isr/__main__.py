@@ -1,0 +1,5 @@
+"""python -m isr"""
+
+from .cli import main
+
+raise SystemExit(main())

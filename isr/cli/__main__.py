@@ -1,0 +1,5 @@
+"""python -m isr.cli"""
+
+from . import main
+
+raise SystemExit(main())

@@ -1,0 +1,108 @@
+"""isr evaluate, isr estimate"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import Subparsers
+
+__all__ = ["judging_arguments", "judging_options", "register"]
+
+
+def register(commands: Subparsers) -> None:
+    evaluate = commands.add_parser("evaluate", help="judge the edits of a manifest and compute their ISR")
+    judging_options(evaluate)
+    evaluate.add_argument("--out", type=Path, metavar="RUN", help="run directory to write (default: print only)")
+    evaluate.add_argument("--no-images", action="store_true", help="leave the pictures out of the run directory")
+    evaluate.add_argument("--html", type=Path, metavar="FILE", help="also write the report page here")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
+    evaluate.set_defaults(run=_evaluate)
+
+    estimate = commands.add_parser("estimate", help="calls and tokens that `isr evaluate` would need; sends nothing")
+    judging_options(estimate)
+    estimate.set_defaults(run=_estimate)
+
+
+def judging_options(command: argparse.ArgumentParser) -> None:
+    """The options that decide what is asked of whom; shared by every command that judges."""
+    command.add_argument(
+        "manifest",
+        type=Path,
+        help="CSV, JSONL or Parquet with the columns edited, prompt, [original, control, method, …]",
+    )
+    command.add_argument(
+        "--judge",
+        action="append",
+        metavar="SPEC",
+        help="e.g. gemini:MODEL, openai:MODEL@URL, paper, current; repeatable (default: from the keys that are set)",
+    )
+    command.add_argument(
+        "--consensus",
+        default="strict",
+        metavar="POLICY",
+        help="strict (the paper), any, majority, per_criterion or a plugin's name",
+    )
+    command.add_argument("--rubric", type=Path, metavar="TOML", help="a rubric of your own")
+    command.add_argument("--votes", type=int, default=1, metavar="K", help="odd number of calls per judge and case")
+    command.add_argument("--ask-overall", action="store_true", help="ask the third question (overall success) too")
+    command.add_argument(
+        "--lazy", action="store_true", help="skip later judges once one says not defeated (strict only)"
+    )
+    command.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="where replies are kept (default: the user's cache folder)"
+    )
+    command.add_argument("--no-cache", action="store_true", help="keep replies for this run only")
+    command.add_argument(
+        "--retry-no-verdicts", action="store_true", help="ask again where the stored answer is no verdict"
+    )
+    command.add_argument(
+        "--skip-bad-images", action="store_true", help="count unreadable images as missing verdicts instead of stopping"
+    )
+    command.add_argument(
+        "--max-side", type=int, metavar="PIXELS", help="shrink pictures to this longer side before sending"
+    )
+
+
+def judging_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `isr.evaluate` behind the options."""
+    return {
+        "judges": options.judge,
+        "consensus": options.consensus,
+        "rubric": options.rubric,
+        "votes": options.votes,
+        "ask_overall": options.ask_overall,
+        "lazy": options.lazy,
+        "cache": False if options.no_cache else (options.cache or True),
+        "retry_no_verdicts": options.retry_no_verdicts,
+        "on_bad_image": "skip" if options.skip_bad_images else "raise",
+        "max_side": options.max_side,
+    }
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from ..evaluation import evaluate
+
+    report = evaluate(options.manifest, progress=False if options.quiet else None, **judging_arguments(options))
+    print(report.summary())
+    methods = report.by("method")
+    if len(methods) > 1:
+        print("\n" + methods.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+    if options.out:
+        print(f"\nrun directory: {report.save(options.out, images=not options.no_images)}")
+    if options.html:
+        report.to_html(options.html)
+        print(f"report: {options.html}")
+    return 0
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    from ..estimation import estimate
+
+    found = estimate(options.manifest, **judging_arguments(options))
+    print(f"{found.cases} cases" + (f", {found.bad_images} of them with bad images" if found.bad_images else ""))
+    print(found.table().to_string(index=False))
+    print("Upper ends include one re-ask of every reply; token counts are orders of magnitude.")
+    return 0

@@ -1,0 +1,70 @@
+"""isr report, isr replay: what can be done with a stored run, offline."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import Subparsers
+
+__all__ = ["register"]
+
+
+def register(commands: Subparsers) -> None:
+    report = commands.add_parser("report", help="tables and pages of a stored run")
+    report.add_argument("run_folder", type=Path, metavar="RUN")
+    report.add_argument(
+        "--by",
+        default="method",
+        metavar="COLUMN[,COLUMN]",
+        help="group the table by these columns (judge: each judge alone)",
+    )
+    report.add_argument("--html", type=Path, metavar="FILE", help="write the report page")
+    report.add_argument("--latex", action="store_true", help="print the table in the paper's shape")
+    report.add_argument("--methods", action="store_true", help="print the sentence and BibTeX for a paper")
+    report.add_argument("--csv", type=Path, metavar="FILE", help="write all judgements in long form")
+    report.set_defaults(run=_report)
+
+    replay = commands.add_parser("replay", help="recompute every number of a run from its stored replies, offline")
+    replay.add_argument("run_folder", type=Path, metavar="RUN")
+    replay.set_defaults(run=_replay)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from ..report import Report
+    from ..reporting.escape import csv_safe
+
+    report = Report.load(options.run_folder)
+    columns = tuple(c.strip() for c in options.by.split(",") if c.strip())
+    if options.latex:
+        print(report.to_latex(columns[0]))
+    elif options.methods:
+        print(report.methods_text())
+    else:
+        print(report.summary())
+        print("\n" + report.by(*columns).to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+    if options.html:
+        report.to_html(options.html)
+        print(f"report: {options.html}")
+    if options.csv:
+        csv_safe(report.judgements).to_csv(options.csv, index=False)
+        print(f"judgements: {options.csv}")
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from ..replaying import replay
+
+    found = replay(options.run_folder)
+    print(found.report.summary())
+    print(f"\n{found.recomputed} judgements recomputed from stored replies, {found.kept} rest on none.")
+    for line in found.differences:
+        print(f"  differs: {line}")
+    print(
+        "Every stored answer is what its replies say."
+        if not found.differences
+        else f"{len(found.differences)} answers differ."
+    )
+    return 1 if found.differences else 0

@@ -1,0 +1,110 @@
+"""Cases × judges: who is asked when, how much is in flight, and what happens when a judge stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TypeVar
+
+from ..schema import Judgement, NotAsked, Verdict
+from .case import JudgeableCase
+from .runner import JudgeRunner
+
+__all__ = ["judge_cases"]
+
+C = TypeVar("C", bound=JudgeableCase)
+
+
+async def judge_cases(
+    cases: Iterable[C],
+    runners: Sequence[JudgeRunner],
+    *,
+    lazy: bool = False,
+    lazy_source: bool = False,
+) -> AsyncIterator[tuple[C, tuple[Judgement, ...]]]:
+    """Yield every case with one judgement per judge, as they finish.
+
+    Args:
+        cases: in order. runners: the judges, cheapest first when lazy.
+        lazy: ask a later judge only after the earlier ones said "defeated" or gave no verdict (strict consensus needs no
+            more; the ISR is identical).
+        lazy_source: fetching the next case may block (a stream that reads files), so it happens in a thread.
+
+    Raises:
+        JudgeStoppedError: a judge stopped. Nothing new is started then; calls already under way finish first and are
+            stored, so that a resumed run asks only what is missing.
+    """
+    source = iter(cases)
+    # Twice the widest judge keeps every judge busy while case order stays roughly that of the input.
+    width = 2 * max((r.judge.limits.concurrency for r in runners), default=1)
+    done: asyncio.Queue[tuple[C, tuple[Judgement, ...]] | BaseException | None] = asyncio.Queue(maxsize=2 * width)
+    lock = asyncio.Lock()
+    stopped = asyncio.Event()
+
+    async def take() -> C | None:
+        if stopped.is_set():
+            return None
+        if not lazy_source:
+            return next(source, None)
+        async with lock:
+            return await asyncio.to_thread(next, source, None)
+
+    async def worker() -> None:
+        try:
+            while (case := await take()) is not None:
+                judgements = await (_lazily(case, runners) if lazy else _all(case, runners))
+                await done.put((case, judgements))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - carried to the consumer, which raises it after the others finished
+            stopped.set()
+            await done.put(error)
+        finally:
+            if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                await done.put(None)
+
+    workers = [asyncio.create_task(worker()) for _ in range(width)]
+    failure: BaseException | None = None
+    running = len(workers)
+    try:
+        while running:
+            item = await done.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, BaseException):
+                failure = failure or item
+            else:
+                yield item
+        if failure is not None:
+            raise failure
+    finally:
+        for task in workers:
+            task.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def _all(case: JudgeableCase, runners: Sequence[JudgeRunner]) -> tuple[Judgement, ...]:
+    """All judges at once. Every one finishes (and stores its reply) even where another stops."""
+    results = await asyncio.gather(*(r.judge_case(case) for r in runners), return_exceptions=True)
+    judgements: list[Judgement] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        judgements.append(result)
+    return tuple(judgements)
+
+
+async def _lazily(case: JudgeableCase, runners: Sequence[JudgeRunner]) -> tuple[Judgement, ...]:
+    judgements: list[Judgement] = []
+    settled = False
+    for runner in runners:
+        if settled:
+            answer = NotAsked(reason="lazy")
+            judgements.append(
+                Judgement(case_id=case.record.case_id, judge=runner.name, fingerprint=runner.fingerprint, answer=answer)
+            )
+            continue
+        judgement = await runner.judge_case(case)
+        judgements.append(judgement)
+        settled = isinstance(judgement.answer, Verdict) and not judgement.answer.defeated
+    return tuple(judgements)

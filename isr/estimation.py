@@ -1,0 +1,121 @@
+"""What a run would ask, before it asks: calls, tokens, and what the cache already holds. Nothing is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import pandas as pd
+
+from .engine.cache import cache_key
+from .evaluation import Plan, plan
+from .schema import NoVerdict
+
+__all__ = ["Estimate", "JudgeEstimate", "estimate"]
+
+#: Characters of English text per token, from dense to loose tokenizers.
+_CHARS_PER_TOKEN = (5.0, 3.0)
+#: Tokens of one picture: from one tile of a small picture to one tile per 512 × 512 pixels at the dearest published rate.
+_PICTURE_BASE = 85
+_PICTURE_TILE = 770
+#: Reply length: the observed shortest and a long one with reasoning ("thinking") tokens.
+_OUTPUT = (80, 1500)
+
+
+@dataclass(frozen=True)
+class JudgeEstimate:
+    """One judge's share.
+
+    Attributes:
+        judge: name. cached: calls answered from the cache. calls: (fewest, most) new calls.
+        input_tokens, output_tokens: (low, high) of the new calls; orders of magnitude, since every model counts its own way.
+    """
+
+    judge: str
+    cached: int
+    calls: tuple[int, int]
+    input_tokens: tuple[int, int]
+    output_tokens: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would ask."""
+
+    cases: int
+    bad_images: int
+    judges: tuple[JudgeEstimate, ...]
+
+    @property
+    def calls(self) -> tuple[int, int]:
+        """(fewest, most) new calls in all."""
+        return sum(j.calls[0] for j in self.judges), sum(j.calls[1] for j in self.judges)
+
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(
+            [
+                {
+                    "judge": j.judge, "cached": j.cached, "calls": _range(j.calls),
+                    "input tokens": _range(j.input_tokens), "output tokens": _range(j.output_tokens),
+                }
+                for j in self.judges
+            ]
+        )  # fmt: skip
+
+
+def estimate(edits: Any, prompts: Any = None, **arguments: Any) -> Estimate:
+    """Calls and tokens that `evaluate` with the same arguments would need. Checks everything; sends nothing."""
+    return estimate_plan(plan(edits, prompts, **arguments))
+
+
+def estimate_plan(made: Plan) -> Estimate:
+    """The same for a finished plan."""
+    good = [case for case in made.cases if case.problem() is None]
+    schema = made.rubric.reply_schema(ask_overall=made.settings.ask_overall)
+    asked = tuple(schema["properties"])
+    instructions = made.rubric.instructions(
+        with_original=made.prepared.has_originals, ask_overall=made.settings.ask_overall
+    )
+    fixed = len(instructions) + len(str(schema))
+    found = []
+    for position, judge in enumerate(made.judges):
+        identity = dict(judge.identity())
+        cached = new = 0
+        low = high = 0.0
+        for case in good:
+            text = fixed + len(case.record.prompt) + 32
+            pictures = [
+                (_PICTURE_BASE, _PICTURE_BASE + _PICTURE_TILE * ceil(w / 512) * ceil(h / 512)) for w, h in case.sizes()
+            ]
+            for vote in range(made.settings.votes):
+                key = cache_key(
+                    identity, made.rubric.hash, asked=asked, prompt=case.record.prompt, pictures=case.digests(),
+                    codec=made.settings.codec, vote=vote, ask=0,
+                )  # fmt: skip
+                stored = made.cache.get(key) if getattr(judge, "cacheable", True) else None
+                if stored is not None and not (
+                    made.settings.retry_no_verdicts and isinstance(stored.answer, NoVerdict)
+                ):
+                    cached += 1
+                    continue
+                new += 1
+                low += text / _CHARS_PER_TOKEN[0] + sum(p[0] for p in pictures)
+                high += text / _CHARS_PER_TOKEN[1] + sum(p[1] for p in pictures)
+        # After the first judge, lazy may skip every call; an unreadable reply is asked for once more.
+        fewest = 0 if made.lazy and position > 0 else new
+        share = fewest / new if new else 0.0
+        found.append(
+            JudgeEstimate(
+                judge.name,
+                cached,
+                (fewest, 2 * new),
+                (round(low * share), round(2 * high)),
+                (_OUTPUT[0] * fewest, _OUTPUT[1] * 2 * new),
+            )
+        )
+    return Estimate(len(made.cases), len(made.cases) - len(good), tuple(found))
+
+
+def _range(pair: tuple[int, int]) -> str:
+    return f"{pair[0]:,}" if pair[0] == pair[1] else f"{pair[0]:,} – {pair[1]:,}"

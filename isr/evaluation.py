@@ -1,0 +1,283 @@
+"""`evaluate`: from edits and prompts to a `Report`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .cases import Prepared, prepare
+from .consensus import resolve_consensus
+from .engine.cache import DiskCache, MemoryCache, ReplyCache
+from .engine.case import JudgeableCase
+from .engine.loop import run_anywhere
+from .engine.progress import Progress
+from .engine.retry import RetryPolicy
+from .engine.run import judge_cases
+from .engine.runner import AskSettings, JudgeRunner
+from .errors import Problem, ProblemsError, UsageError
+from .images import CODEC, FileMemo
+from .lock import judge_lock
+from .protocols import Consensus, Judge
+from .registry import RESOLVERS
+from .report import Report
+from .rubric import Rubric
+from .schema import Judgement, Usage
+
+if TYPE_CHECKING:
+    from .images import ImageRef
+
+__all__ = ["Plan", "aevaluate", "evaluate", "plan"]
+
+Cache = bool | str | Path | ReplyCache
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before the first call. Made by `plan`; `evaluate` runs it."""
+
+    prepared: Prepared
+    cases: tuple[JudgeableCase, ...]
+    judges: tuple[Judge, ...]
+    rubric: Rubric
+    settings: AskSettings
+    consensus_name: str
+    consensus: Consensus
+    cache: ReplyCache
+    lazy: bool
+    max_side: int | None
+    on_bad_image: str
+
+
+def plan(
+    edits: Any,
+    prompts: Any = None,
+    *,
+    originals: Any = None,
+    controls: Any = None,
+    columns: Any = None,
+    judges: Any = None,
+    consensus: str | Consensus = "strict",
+    rubric: Rubric | str | Path | None = None,
+    votes: int = 1,
+    ask_overall: bool = False,
+    lazy: bool = False,
+    cache: Cache = True,
+    retry_no_verdicts: bool = False,
+    on_bad_image: Literal["raise", "skip"] = "raise",
+    max_side: int | None = None,
+    retry: RetryPolicy | None = None,
+) -> Plan:
+    """Check every argument, picture and request size; nothing is sent. Arguments as of `evaluate`."""
+    name, policy = resolve_consensus(consensus)
+    if lazy and name != "strict":
+        raise UsageError(f"lazy: works only with consensus='strict' (other policies need every judge), got {name!r}")
+    asked = rubric if isinstance(rubric, Rubric) else Rubric.default() if rubric is None else Rubric.load(rubric)
+    asked.reply_schema(ask_overall=ask_overall)
+    found = _judges(judges)
+    store = _cache(cache)
+    memo = store.memo()
+    prepared = prepare(
+        edits,
+        prompts,
+        originals=originals,
+        controls=controls,
+        columns=columns,
+        on_bad_image=on_bad_image,
+        memo=FileMemo(memo) if memo is not None else None,
+        max_side=max_side,
+    )
+    settings = AskSettings(
+        votes=votes,
+        ask_overall=ask_overall,
+        retry_no_verdicts=retry_no_verdicts,
+        codec=CODEC if max_side is None else f"{CODEC};max_side={max_side}",
+        retry=retry or RetryPolicy(),
+    )
+    cases = tuple(JudgeableCase(case) for case in prepared.cases)
+    _check_request_sizes(cases, found)
+    return Plan(prepared, cases, found, asked, settings, name, policy, store, lazy, max_side, on_bad_image)
+
+
+def evaluate(
+    edits: Any,
+    prompts: Any = None,
+    *,
+    originals: Any = None,
+    controls: Any = None,
+    columns: Any = None,
+    judges: Any = None,
+    consensus: str | Consensus = "strict",
+    rubric: Rubric | str | Path | None = None,
+    votes: int = 1,
+    ask_overall: bool = False,
+    lazy: bool = False,
+    cache: Cache = True,
+    retry_no_verdicts: bool = False,
+    on_bad_image: Literal["raise", "skip"] = "raise",
+    max_side: int | None = None,
+    retry: RetryPolicy | None = None,
+    progress: bool | None = None,
+) -> Report:
+    """Immunization Success Rate of edits (paper section VI, Eq. 8).
+
+    Works in scripts, threads, pytest and notebooks; `aevaluate` is the form for async code. Interrupted runs (Ctrl-C,
+    a kill, a judge that stopped) are resumed by the same call: received answers are in the cache and are not asked twice.
+
+    Args:
+        edits: N edits of the immunized images (paths, bytes, PIL, numpy, torch), or `EditCase`s, a DataFrame, or the path
+            of a CSV, JSONL or Parquet manifest.
+        prompts: the N edit prompts (one string for one edit).
+        originals: the N unprotected, unedited images. Judging with and without them are different measurements.
+        controls: per edit, the edit of the *unprotected* original with the same editor, prompt and seed; None where missing.
+        columns: table or dict of case columns: id, image_id, method, editor, prompt_kind, category, seed, purifier, arm;
+            anything else is a free tag.
+        judges: judge strings, `Judge`s, functions, or a list of them; a preset ("paper", "current"); None: found from the
+            API keys that are set.
+        consensus: "strict" (the paper), "any", "majority", "per_criterion", a plugin's name, or a function of the answers.
+        rubric: a `Rubric` or the path of a rubric TOML; None: the package's own.
+        votes: odd number of independent calls per judge and case.
+        ask_overall: ask the third question (overall success) too.
+        lazy: with strict consensus, skip later judges once one says "not defeated" (put the cheap judge first).
+        cache: True (the user's cache folder), a folder, False (within this call only), or a `ReplyCache`.
+        retry_no_verdicts: ask again where a stored answer is no verdict.
+        on_bad_image: "raise" lists all bad images before any call; "skip" counts them as NoVerdict("bad_image").
+        max_side: shrink original and edit alike to this longer side before sending; recorded.
+        retry: the retry policy of one call. progress: True, False, or None (only where a person watches).
+
+    Raises:
+        UsageError: a wrong argument (`ProblemsError` lists all bad items). JudgeStoppedError: a judge cannot be used.
+    """
+    made = plan(
+        edits, prompts, originals=originals, controls=controls, columns=columns, judges=judges, consensus=consensus,
+        rubric=rubric, votes=votes, ask_overall=ask_overall, lazy=lazy, cache=cache, retry_no_verdicts=retry_no_verdicts,
+        on_bad_image=on_bad_image, max_side=max_side, retry=retry,
+    )  # fmt: skip
+    return run_anywhere(_run(made, progress))
+
+
+async def aevaluate(edits: Any, prompts: Any = None, *, progress: bool | None = None, **arguments: Any) -> Report:
+    """`evaluate` for async code; the same arguments. The check of the pictures runs in a thread."""
+    import asyncio
+
+    made = await asyncio.to_thread(lambda: plan(edits, prompts, **arguments))
+    return await _run(made, progress)
+
+
+async def _run(made: Plan, progress: bool | None) -> Report:
+    cases = made.cases
+    judgements: dict[tuple[str, str], Judgement] = {}
+    async with AsyncExitStack() as stack:
+        runners = await connect(made, stack)
+        with Progress(len(cases) * len(runners), show=progress) as bar:
+            async for _, answers in judge_cases(cases, runners, lazy=made.lazy):
+                for judgement in answers:
+                    judgements[judgement.case_id, judgement.judge] = judgement
+                    bar.tell(judgement)
+    ordered = [judgements[case.record.case_id, r.name] for case in cases for r in runners]
+    by_digest: dict[str, ImageRef] = {}
+    for case in cases:
+        by_digest.update(case.images_by_digest())
+    return Report(
+        lock_of(made, runners),
+        [case.record for case in cases],
+        ordered,
+        consensus=made.consensus,
+        picture=lambda digest: by_digest[digest].png() if digest in by_digest else None,
+    )
+
+
+async def connect(
+    made: Plan, stack: AsyncExitStack, price: Callable[[str, Usage], float | None] | None = None
+) -> list[JudgeRunner]:
+    """One runner per judge, its connection open for as long as `stack`."""
+    runners = []
+    for judge in made.judges:
+        ask = await stack.enter_async_context(judge.connect())
+        runners.append(JudgeRunner(judge, ask, made.rubric, made.settings, cache=made.cache, price=price))
+    return runners
+
+
+def lock_of(made: Plan, runners: Sequence[JudgeRunner]) -> dict[str, Any]:
+    """The judge lock of a finished run."""
+    return judge_lock(
+        judges=[
+            {
+                "name": r.name,
+                "fingerprint": r.fingerprint,
+                "identity": dict(r.judge.identity()),
+                "served": dict(sorted(r.served.items())),
+            }
+            for r in runners
+        ],
+        rubric=made.rubric,
+        consensus=made.consensus_name,
+        with_originals=made.prepared.has_originals,
+        settings={
+            "votes": made.settings.votes,
+            "ask_overall": made.settings.ask_overall,
+            "lazy": made.lazy,
+            "codec": made.settings.codec,
+            "max_side": made.max_side,
+            "on_bad_image": made.on_bad_image,
+        },
+        notes=made.prepared.notes,
+    )
+
+
+def _judges(judges: Any) -> tuple[Judge, ...]:
+    """Judge objects of whatever was given. Strings, presets and functions are made by the judges room (a plugin)."""
+    listed = list(judges) if isinstance(judges, list | tuple) else None
+    if listed and all(isinstance(j, Judge) for j in listed):
+        found: list[Judge] = listed
+    else:
+        found = list(RESOLVERS.load("judges")(judges))
+    if not found:
+        raise UsageError("judges: expected at least one judge, got an empty list")
+    names = [j.name for j in found]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise UsageError(
+            f"judges: two judges are called {twice[0]!r}; one judge never counts as two. For several answers of one judge use votes=3."
+        )
+    return tuple(found)
+
+
+def _cache(cache: Cache) -> ReplyCache:
+    if cache is True:
+        return DiskCache()
+    if cache is False:
+        return MemoryCache()
+    if isinstance(cache, str | Path):
+        return DiskCache(cache)
+    if hasattr(cache, "get") and hasattr(cache, "put"):
+        return cache
+    raise UsageError(f"cache: expected True, False, a folder or a ReplyCache, got {type(cache).__name__}")
+
+
+#: Instructions, schema and envelope around the pictures; generous.
+_ENVELOPE_BYTES = 64 * 1024
+
+
+def _check_request_sizes(cases: Sequence[JudgeableCase], judges: Sequence[Judge]) -> None:
+    """Requests over a provider's inline limit are found here, before the first paid call (DEFINITIONS 5)."""
+    limits = {j.name: j.limits.max_request_bytes for j in judges if j.limits.max_request_bytes is not None}
+    if not limits:
+        return
+    tightest = min(limits.values())
+    problems: list[Problem] = []
+    for case in cases:
+        if case.problem() is not None:
+            continue
+        # An 8-bit RGB PNG is at most a little larger than its pixels: only near the limit is it encoded to know.
+        if sum(4 * (3 * w * h + h + 1024) // 3 for w, h in case.sizes()) + _ENVELOPE_BYTES <= tightest:
+            continue
+        size = sum(4 * len(p.png) // 3 + 4 for p in case.pictures()) + _ENVELOPE_BYTES
+        for name, limit in limits.items():
+            if size > limit:
+                what = f"the request would be {size / 2**20:.1f} MiB; {name} takes at most {limit / 2**20:.1f} MiB. Use max_side=."
+                problems.append(Problem(case.record.edited_name or case.record.case_id, what))
+    if problems:
+        raise ProblemsError(problems)

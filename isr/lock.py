@@ -1,0 +1,85 @@
+"""The judge lock: everything that makes two ISRs comparable, written into run.json and compared before any comparison."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from . import __version__
+from .rubric import Rubric
+from .store import LAYOUT
+
+__all__ = ["judge_lock", "lock_differences", "package_versions"]
+
+_RECORDED = ("numpy", "pillow", "pandas", "scipy", "pydantic", "google-genai", "openai", "httpx2", "diskcache", "torch", "diffusers", "transformers")  # fmt: skip
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a number; absent ones are left out."""
+    found = {"python": platform.python_version(), "isr": __version__}
+    for name in _RECORDED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def judge_lock(
+    *,
+    judges: Sequence[Mapping[str, Any]],
+    rubric: Rubric,
+    consensus: str,
+    with_originals: bool,
+    settings: Mapping[str, Any],
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The content of run.json.
+
+    Args:
+        judges: per judge: name, fingerprint, identity, served (model → replies), limits.
+        settings: votes, ask_overall, lazy, codec, max_side, on_bad_image.
+        notes: what a reader should know of the data (e.g. cases count as independent).
+    """
+    return {
+        "layout": LAYOUT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": package_versions(),
+        "rubric": rubric.model_dump(mode="json"),
+        "rubric_hash": rubric.hash,
+        "consensus": consensus,
+        "with_originals": with_originals,
+        "settings": dict(settings),
+        "judges": [dict(j) for j in judges],
+        "notes": list(notes),
+    }
+
+
+def lock_differences(a: Mapping[str, Any], b: Mapping[str, Any], *, consensus: bool = True) -> list[str]:
+    """What differs between two locks in a way that makes their ISRs different measurements; empty when comparable."""
+    found: list[str] = []
+
+    def differ(what: str, left: object, right: object) -> None:
+        if left != right:
+            found.append(f"{what}: {left!r} against {right!r}")
+
+    differ("rubric", a.get("rubric_hash", "")[:12], b.get("rubric_hash", "")[:12])
+    differ("judged with originals", a.get("with_originals"), b.get("with_originals"))
+    if consensus:
+        differ("consensus", a.get("consensus"), b.get("consensus"))
+    for key in ("votes", "ask_overall", "codec", "max_side"):
+        differ(key, a.get("settings", {}).get(key), b.get("settings", {}).get(key))
+    prints = [{j["name"]: j["fingerprint"] for j in lock.get("judges", ())} for lock in (a, b)]
+    differ("judges", sorted(prints[0]), sorted(prints[1]))
+    for name in sorted(set(prints[0]) & set(prints[1])):
+        if prints[0][name] != prints[1][name]:
+            found.append(f"settings of judge {name}: fingerprint {prints[0][name]} against {prints[1][name]}")
+    served = [
+        {j["name"]: sorted(j.get("served", {})) for j in lock.get("judges", ()) if j.get("served")} for lock in (a, b)
+    ]
+    for name in sorted(set(served[0]) & set(served[1])):
+        differ(f"model served to {name}", served[0][name], served[1][name])
+    return found

@@ -1,0 +1,446 @@
+"""`Report`: the result of an evaluation, computed from stored records, saved and loaded without loss."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .consensus import resolve_consensus
+from .errors import IntegrityError, UsageError
+from .lock import lock_differences
+from .schema import CaseRecord, Judgement, NotAsked, NoVerdict, Outcome, OutcomeValue
+from .stats.intervals import Interval
+from .stats.outcomes import Rate
+from .store import RunFiles
+from .tables import GroupRow, Matrix, case_table, judgement_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .protocols import Consensus
+    from .stats.control import ControlArm
+
+__all__ = ["Report"]
+
+#: A share of undetermined cases above which the report warns.
+MANY_UNDETERMINED = 0.05
+
+
+class Report:
+    """What `evaluate` returns. Every number is recomputed from `case_records` and `judgement_records` on demand.
+
+    Args:
+        lock: content of run.json (judge lock, settings, versions).
+        cases, judgements: the records. judges: names in the order of the consensus.
+        consensus: the policy function, where it is not a registered name (a function cannot be stored).
+        picture: digest → PNG bytes of the canonical pixels, or None where pictures are not at hand.
+    """
+
+    def __init__(
+        self,
+        lock: Mapping[str, Any],
+        cases: Sequence[CaseRecord],
+        judgements: Sequence[Judgement],
+        *,
+        consensus: Consensus | None = None,
+        picture: Callable[[str], bytes | None] | None = None,
+    ) -> None:
+        self.lock: dict[str, Any] = dict(lock)
+        self.case_records = tuple(cases)
+        self.judgement_records = tuple(judgements)
+        self.judges = tuple(str(j["name"]) for j in self.lock["judges"])
+        if consensus is not None:
+            self.policy = consensus
+        else:
+            try:
+                self.policy = resolve_consensus(str(self.lock["consensus"]))[1]
+            except LookupError as error:
+                raise UsageError(
+                    f"consensus: this run used the policy {self.lock['consensus']!r}, which is not installed; pass it as "
+                    "Report.load(folder, consensus=function)"
+                ) from error
+        self._picture = picture or (lambda _digest: None)
+
+    # ------------------------------------------------------------------------------------------------- the headline
+
+    @property
+    def lazy(self) -> bool:
+        return bool(self.lock["settings"].get("lazy", False))
+
+    @cached_property
+    def _all(self) -> Matrix:
+        return Matrix(self.case_records, self._consensus_judgements, self.judges, self.policy, lazy=self.lazy)
+
+    @cached_property
+    def _consensus_judgements(self) -> list[Judgement]:
+        return [j for j in self.judgement_records if j.judge in set(self.judges)]
+
+    @cached_property
+    def _main(self) -> Matrix:
+        """The immunized arm, or everything where no row carries that arm."""
+        return self._arm("immunized")
+
+    def _arm(self, arm: str) -> Matrix:
+        rows = [c for c in self.case_records if c.arm == arm]
+        return Matrix(rows, self._consensus_judgements, self.judges, self.policy, lazy=self.lazy)
+
+    @cached_property
+    def _headline(self) -> GroupRow:
+        if not self._main.cases:
+            raise UsageError("this run holds no case of the immunized arm, so it has no ISR; see report.by('arm')")
+        return self._main.group(range(len(self._main.cases)))
+
+    @property
+    def n(self) -> int:
+        """Cases of the immunized arm; undetermined ones count."""
+        return len(self._main.cases)
+
+    @property
+    def isr(self) -> float:
+        """Immunization Success Rate of the immunized arm (Eq. 8), as a fraction."""
+        return self._headline.rate.value
+
+    @property
+    def interval(self) -> Interval:
+        """95 % interval of `isr` (Wilson; on effective n, clustered by image, where images repeat)."""
+        return self._headline.rate.interval
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Where ISR lies whatever the missing verdicts would have been."""
+        return self._headline.rate.bounds
+
+    @property
+    def band(self) -> tuple[float, float | None]:
+        """From strict's lower bound to any's upper bound. The upper end is None after `lazy`."""
+        return self._headline.band
+
+    @property
+    def rate(self) -> Rate:
+        """ISR with counts, bounds and interval in one object."""
+        return self._headline.rate
+
+    @property
+    def n_no_verdict(self) -> int:
+        """Judgements (not cases) without a verdict, in the immunized arm."""
+        return self._headline.n_no_verdict
+
+    @property
+    def n_undetermined(self) -> int:
+        """Cases of the immunized arm whose outcome the missing verdicts leave open."""
+        return self._headline.rate.n_undetermined
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The consensus on every case of every arm, in case order."""
+        pairs = zip(self._all.cases, self._all.outcomes, strict=True)
+        return [Outcome(case_id=case.case_id, value=value) for case, value in pairs]
+
+    @cached_property
+    def control_arm(self) -> ControlArm | None:
+        """ISR of the immunized arm beside its control arm: excess, the four cells, broken share, Abbott, bounds; None
+        without controls. Over several methods at once it is their pool: see `control_by("method")`."""
+        return self._controls_of(range(len(self._main.cases)))
+
+    @property
+    def excess(self) -> float | None:
+        """Paired ISR − paired control rate on the complete pairs, as a fraction; None without a complete pair."""
+        arm = self.control_arm
+        return None if arm is None or arm.excess is None else arm.excess.difference
+
+    def _controls_of(self, rows: Iterable[int]) -> ControlArm | None:
+        from .controls import pair_up
+
+        chosen = [self._main.cases[i] for i in rows]
+        return pair_up(chosen, self._outcome, self._noise_for(chosen))
+
+    @cached_property
+    def _outcome(self) -> dict[str, OutcomeValue]:
+        return {o.case_id: o.value for o in self.outcomes}
+
+    def _noise_for(self, cases: Sequence[CaseRecord]) -> list[CaseRecord]:
+        """Rows of the random-noise arm under the same editors, prompt kinds and purifiers as these cases."""
+        wanted = {(c.editor, c.prompt_kind, c.purifier) for c in cases}
+        rows = [c for c in self.case_records if c.arm == "noise"]
+        return [c for c in rows if (c.editor, c.prompt_kind, c.purifier) in wanted]
+
+    @property
+    def title(self) -> str:
+        if len(self.judges) == 1:
+            return f"Defeated edits, single judge ({self.judges[0]}); not ISR as in the paper"
+        return f"Immunization Success Rate ({self.lock['consensus']} consensus of {len(self.judges)} judges)"
+
+    # ------------------------------------------------------------------------------------------------- tables
+
+    @cached_property
+    def cases(self) -> pd.DataFrame:
+        """One row per case, all arms, with its outcome."""
+        table = case_table(self.case_records)
+        table["outcome"] = self._all.outcomes
+        return table
+
+    @cached_property
+    def judgements(self) -> pd.DataFrame:
+        """Long form, one row per edit × judge."""
+        return judgement_table(self.case_records, self.judgement_records)
+
+    def by(self, *columns: str, level: float = 0.95) -> pd.DataFrame:
+        """ISR by group: n, ISR, interval, bounds, band, mismatch and degradation rate with denominators, no-verdicts.
+
+        Args:
+            columns: one or more case columns or tags ("method", "prompt_kind", …). Only the immunized arm enters, unless
+                "arm" is among them. `by("judge")` gives each judge alone.
+        """
+        import pandas as pd
+
+        if columns == ("judge",):
+            return self.by_judge(level=level)
+        matrix = self._all if "arm" in columns else self._main
+        if not columns:
+            return pd.DataFrame([matrix.group(range(len(matrix.cases)), level=level).cells()])
+        table = case_table(matrix.cases)
+        self._known(columns, table)
+        keys = [table[c].tolist() for c in columns]
+        return pd.DataFrame(
+            [{**dict(zip(columns, key, strict=True)), **row.cells()} for key, row in matrix.groups(keys, level=level)]
+        )
+
+    def control_by(self, *columns: str) -> pd.DataFrame:
+        """The control arm by group: paired rates, excess with interval, bounds, the four cells, broken share beside the
+        noise arm's, Abbott; with the reason in `…_absent` where a figure is absent (docs/definitions.md, section 4)."""
+        import pandas as pd
+
+        from .controls import arm_cells
+
+        table = case_table(self._main.cases)
+        self._known(columns, table)
+        found = []
+        for key, rows in self._main.members([table[c].tolist() for c in columns]):
+            arm = self._controls_of(rows)
+            if arm is not None:
+                found.append({**dict(zip(columns, key, strict=True)), **arm_cells(arm)})
+        return pd.DataFrame(found)
+
+    def _known(self, columns: Sequence[str], table: pd.DataFrame) -> None:
+        unknown = [c for c in columns if c not in table.columns]
+        if unknown:
+            raise UsageError(
+                f"by: no column {unknown[0]!r}; this run has {', '.join(map(str, table.columns))} and 'judge'"
+            )
+
+    def by_judge(self, *, level: float = 0.95) -> pd.DataFrame:
+        """Each judge alone, over the immunized arm."""
+        return self._main.by_judge(level=level)
+
+    @property
+    def disagreements(self) -> pd.DataFrame:
+        """Cases of the immunized arm on which the judges differ, with every judge's answer side by side."""
+        import pandas as pd
+
+        rows = []
+        for index in self._main.disagreements():
+            case = self._main.cases[index]
+            row: dict[str, Any] = {
+                "case_id": case.case_id, "id": case.id, "method": case.method, "prompt": case.prompt,
+                "outcome": self._main.outcomes[index],
+            }  # fmt: skip
+            for name, answer in zip(self.judges, self._main.answers[index], strict=True):
+                if isinstance(answer, NoVerdict | NotAsked):
+                    row[name] = f"no verdict ({answer.reason})" if isinstance(answer, NoVerdict) else "not asked"
+                else:
+                    said = [
+                        w
+                        for w, yes in (("mismatch", answer.semantic_mismatch), ("degraded", answer.degradation))
+                        if yes
+                    ]
+                    row[name] = " + ".join(said) or "not defeated"
+            rows.append(row)
+        return pd.DataFrame(rows, columns=["case_id", "id", "method", "prompt", "outcome", *self.judges])
+
+    @cached_property
+    def no_verdicts(self) -> Counter[str]:
+        """Reason → judgements without a verdict, all arms."""
+        return Counter(j.answer.reason for j in self.judgement_records if isinstance(j.answer, NoVerdict))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before quoting a number of this run."""
+        found: list[str] = []
+        if len(self.judges) == 1:
+            found.append("Single judge: this is not the paper's ISR, which is a strict consensus of two.")
+        functions = [j["name"] for j in self.lock["judges"] if j.get("identity", {}).get("provider") == "function"]
+        if functions:
+            found.append(f"{', '.join(functions)}: a Python function, not a multimodal model.")
+        for judge in self.lock["judges"]:
+            if len(judge.get("served", {})) > 1:
+                found.append(
+                    f"{judge['name']} was answered by several model snapshots: {', '.join(sorted(judge['served']))}."
+                )
+        if not self.lock["with_originals"]:
+            found.append("Judged without the originals: not comparable with runs that showed them.")
+        if self._main.cases:
+            if self._main.image_ids is None:
+                found.append(
+                    "No image_id and no originals: cases count as independent, which narrows the interval if images repeat."
+                )
+            share = self.n_undetermined / self.n
+            if share > MANY_UNDETERMINED:
+                found.append(
+                    f"{self.n_undetermined} of {self.n} cases ({share:.0%}) are undetermined; read the bounds."
+                )
+        if all(c.control is None for c in self.case_records if c.arm == "immunized"):
+            found.append("No control arm: some of these edits may fail without any protection. Pass controls=.")
+        elif (arm := self.control_arm) is not None:
+            if arm.paired_control is not None and arm.paired_control > 0.5:
+                found.append(
+                    f"The control rate is {arm.paired_control:.0%}: this editor mostly fails without any protection."
+                )
+            if not arm.paired_noise:
+                found.append("No seeds are recorded: edit and control may differ by the editor's own noise as well.")
+        return found + [str(n) for n in self.lock.get("notes", ())]
+
+    # ------------------------------------------------------------------------------------------------- comparisons
+
+    def comparable_with(self, other: Report) -> list[str]:
+        """What makes the two ISRs different measurements; empty when they may be compared."""
+        return lock_differences(self.lock, other.lock)
+
+    def picture(self, digest: str) -> bytes | None:
+        """PNG of the canonical pixels behind a digest, or None where the run holds no pictures."""
+        return self._picture(digest)
+
+    # ------------------------------------------------------------------------------------------------- keeping
+
+    def save(self, folder: str | Path, *, images: bool = True) -> Path:
+        """Write the run directory (docs/definitions.md, section 14). Into an existing run of the same judge lock only what
+        is new is appended; no row is ever rewritten.
+
+        Args:
+            images: keep the pictures (PNG by digest). Without them the run is small, and its numbers are the same.
+
+        Raises:
+            UsageError: the folder holds something else, or a run under another judge lock (all differences are listed).
+        """
+        files = RunFiles.at(folder)
+        known_cases: dict[str, CaseRecord] = {}
+        known_judgements: dict[tuple[str, str], Judgement] = {}
+        if files.exists():
+            differences = lock_differences(files.read_lock(), self.lock)
+            if differences:
+                raise UsageError(
+                    f"save: {str(folder)!r} holds a run that was judged differently:\n  - "
+                    + "\n  - ".join(differences)
+                    + "\nSave into another folder."
+                )
+            known_cases = {c.case_id: c for c in files.cases()}
+            known_judgements = {(j.case_id, j.judge): j for j in files.judgements()}
+        elif files.folder.exists() and any(files.folder.iterdir()):
+            raise UsageError(f"save: {str(folder)!r} is not empty and holds no run; give a new folder")
+        for case in self.case_records:
+            if known_cases.get(case.case_id, case) != case:
+                raise UsageError(
+                    f"save: {str(folder)!r} holds the case {case.case_id} with other columns; save into another folder"
+                )
+        files.append("cases.jsonl", [c for c in self.case_records if c.case_id not in known_cases])
+        files.append(
+            "judgements.jsonl",
+            [j for j in self.judgement_records if not _same(known_judgements.get((j.case_id, j.judge)), j)],
+        )
+        if images:
+            for digest in dict.fromkeys(d for c in self.case_records for d in (c.edited, c.original) if d is not None):
+                png = None if files.image_path(digest).is_file() else self.picture(digest)
+                if png is not None:
+                    files.put_image(digest, png)
+        files.write_lock(self.lock)
+        return files.folder
+
+    @classmethod
+    def load(cls, folder: str | Path, *, consensus: Consensus | None = None) -> Report:
+        """Read a run directory, one's own or a stranger's.
+
+        Args:
+            consensus: the policy function of a run whose policy was a function of the user's.
+
+        Raises:
+            UsageError: no run there. IntegrityError: the content is not what a run holds.
+        """
+        files = RunFiles.at(folder)
+        lock = files.read_lock()
+        for key, kind in (("judges", list), ("settings", dict), ("consensus", str), ("rubric", dict)):
+            if not isinstance(lock.get(key), kind):
+                raise IntegrityError(f"{files.folder}/run.json: {key!r} must be a {kind.__name__}")
+        cases = files.cases()
+        judgements = files.judgements()
+        known = {c.case_id for c in cases}
+        stray = next((j.case_id for j in judgements if j.case_id not in known), None)
+        if stray is not None:
+            raise IntegrityError(f"{files.folder}/judgements.jsonl: case {stray} is not in cases.jsonl")
+        return cls(lock, cases, judgements, consensus=consensus, picture=_verified(files))
+
+    # ------------------------------------------------------------------------------------------------- showing
+
+    def summary(self) -> str:
+        """The headline as text: ISR with interval, bounds, band and what is missing."""
+        from .reporting.text import summary
+
+        return summary(self)
+
+    def to_latex(self, by: str = "method") -> str:
+        """A table in the paper's shape (booktabs): one row per method, ISR on original and unseen prompts."""
+        from .reporting.latex import isr_table
+
+        return isr_table(self, by)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """One self-contained HTML page (no network); also written to `path` when given."""
+        from .reporting.html import render
+
+        page = render(self)
+        if path is not None:
+            Path(path).write_text(page, "utf-8")
+        return page
+
+    def methods_text(self) -> str:
+        """The sentence for a paper's methods section and the BibTeX to cite, made from the judge lock."""
+        from .reporting.methods import methods_text
+
+        return methods_text(self)
+
+    def __repr__(self) -> str:
+        return f"<isr.Report {self.summary().splitlines()[0]}>"
+
+    def _repr_html_(self) -> str:
+        from .reporting.html import notebook
+
+        return notebook(self)
+
+
+def _same(stored: Judgement | None, new: Judgement) -> bool:
+    """Whether the stored row already says this; being answered from the cache this time is not news."""
+    if stored is None:
+        return False
+    plain = [
+        j.model_copy(update={"calls": tuple(c.model_copy(update={"cached": False}) for c in j.calls)})
+        for j in (stored, new)
+    ]
+    return plain[0] == plain[1]
+
+
+def _verified(files: RunFiles) -> Callable[[str], bytes | None]:
+    """Pictures of a run directory, each hashed again before it is shown or judged."""
+
+    def picture(digest: str) -> bytes | None:
+        from .images import as_image
+
+        png = files.image_bytes(digest)
+        if png is None:
+            return None
+        image = as_image(png, name=str(files.image_path(digest)))
+        if image.digest != digest:
+            raise IntegrityError(f"{image.name}: its pixels have the digest {image.digest}, not that of its name")
+        return image.png()
+
+    return picture
