@@ -1,0 +1,32 @@
+"""MiniWorld: a small procedural world in which everything can really be trained, attacked and judged (docs/miniworld.md)."""
+
+from .dataset import SPLITS, UNSEEN, MiniWorld, MiniWorldItem, Split, miniworld
+from .edits import EDITS, Edit, applicable, edits_for_prompt, families
+from .render import SIZE, render, render_array
+from .scenes import ATTRIBUTES, CATEGORIES, CATEGORY_OF, CATEGORY_SHARES, Category, Scene, Value, caption, sample_scene
+
+__all__ = [
+    "ATTRIBUTES",
+    "CATEGORIES",
+    "CATEGORY_OF",
+    "CATEGORY_SHARES",
+    "EDITS",
+    "SIZE",
+    "SPLITS",
+    "UNSEEN",
+    "Category",
+    "Edit",
+    "MiniWorld",
+    "MiniWorldItem",
+    "Scene",
+    "Split",
+    "Value",
+    "applicable",
+    "caption",
+    "edits_for_prompt",
+    "families",
+    "miniworld",
+    "render",
+    "render_array",
+    "sample_scene",
+]

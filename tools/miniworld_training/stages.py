@@ -1,0 +1,80 @@
+"""The stages of `tools/train_miniworld.py`, in the order in which they run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .loop import Plan
+from .pairs import Pairs, draw_pairs
+from .ranks import Ranks
+
+__all__ = ["autoencoder", "disturbed", "editor", "export", "pairs", "referees"]
+
+COUNT, TINY = 24_000, 40
+
+
+def _plan(options: argparse.Namespace, plan: Plan) -> Plan:
+    if options.tiny:
+        return Plan(steps=options.steps or 10, seconds=options.seconds, rate=1e-3, warmup=2, every=5, check=5)
+    return Plan(**{**plan.__dict__, "steps": options.steps or plan.steps, "seconds": options.seconds})
+
+
+def _load(work: Path) -> Pairs:
+    if not (work / "pairs" / "edits.json").is_file():
+        raise SystemExit(f"no training pairs in {work / 'pairs'}; run the stage `pairs` first")
+    return Pairs.load(work / "pairs")
+
+
+def pairs(options: argparse.Namespace) -> None:
+    draw_pairs(options.work / "pairs", TINY if options.tiny else COUNT, workers=options.workers)
+
+
+def autoencoder(options: argparse.Namespace) -> None:
+    from .autoencoder import cache_latents, train_autoencoder
+
+    ranks, data = Ranks(), _load(options.work)
+    folder = options.work / "autoencoder"
+    plan = _plan(options, Plan(steps=2400, rate=1.5e-3, check=200))
+    sizes = {"widths": (8, 16, 16), "batch": 2, "held_out": 4} if options.tiny else {}
+    vae = train_autoencoder(data, folder, plan=plan, ranks=ranks, **sizes)
+    if ranks.first:
+        cache_latents(vae, data, folder)
+
+
+def editor(options: argparse.Namespace) -> None:
+    from .editor import train_editor
+
+    train_editor(
+        options.work,
+        _load(options.work),
+        plan=_plan(options, Plan(steps=6000, rate=1e-3, warmup=150, decay=1e-3, check=500)),
+        ranks=Ranks(),
+        tiny=options.tiny,
+    )
+
+
+def disturbed(options: argparse.Namespace) -> None:
+    from .disturbed import draw_edits
+
+    draw_edits(options.work, _load(options.work), tiny=options.tiny)
+
+
+def referees(options: argparse.Namespace) -> None:
+    from .referees import train_referee
+
+    for name in ("a", "b", "c"):
+        if options.only in (None, name):
+            train_referee(
+                name,
+                options.work,
+                _load(options.work),
+                plan=_plan(options, Plan(steps=3000, rate=1e-3, decay=1e-2, check=500)),
+                tiny=options.tiny,
+            )
+
+
+def export(options: argparse.Namespace) -> None:
+    from .export import export_weights
+
+    export_weights(options.work, options.package)

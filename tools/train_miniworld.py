@@ -1,0 +1,52 @@
+"""Train MiniWorld's miniature models. Every stage is resumable: run the same line again and it goes on.
+
+    python tools/train_miniworld.py pairs --work FOLDER
+    torchrun --nproc-per-node 2 tools/train_miniworld.py autoencoder --work FOLDER
+    torchrun --nproc-per-node 2 tools/train_miniworld.py editor --work FOLDER
+    python tools/train_miniworld.py referees --work FOLDER
+    python tools/train_miniworld.py export --work FOLDER --package packages/miniworld/isr_miniworld/weights
+
+`--tiny` makes every stage small enough for a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that it runs as a script from anywhere
+
+from miniworld_training import stages
+
+STAGES = {
+    "pairs": stages.pairs,
+    "autoencoder": stages.autoencoder,
+    "editor": stages.editor,
+    "disturbed": stages.disturbed,
+    "referees": stages.referees,
+    "export": stages.export,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for pairs, checkpoints and curves (outside the repository)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=None, help="optimiser steps of the whole schedule (default: the stage's own)"
+    )
+    parser.add_argument("--seconds", type=float, default=None, help="limit on training time over all runs of the stage")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw pictures")
+    parser.add_argument("--only", default=None, help="referees: train this one alone (a, b or c)")
+    parser.add_argument("--package", type=Path, default=None, help="export: the folder that gets the weights")
+    parser.add_argument("--tiny", action="store_true", help="sizes for a test of a few seconds")
+    options = parser.parse_args(arguments)
+    STAGES[options.stage](options)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
