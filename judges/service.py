@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
 from isr.errors import JudgeStoppedError, UsageError
 from isr.protocols import JudgeLimits
@@ -177,10 +178,15 @@ class ServiceJudge:
         return httpx2.AsyncClient(
             limits=httpx2.Limits(max_connections=count, max_keepalive_connections=count, keepalive_expiry=30.0),
             timeout=httpx2.Timeout(self.timeout),
+            verify=self._verify(),
             follow_redirects=False,
             trust_env=not self.endpoint.loopback,
             event_hooks=hooks,
         )
+
+    def _verify(self) -> ssl.SSLContext | bool:
+        """The certificates of https, loaded once per process; plain http (to this machine only) needs none."""
+        return _tls() if self.endpoint.url.startswith("https:") else False
 
     async def _only_our_headers(self, request: httpx2.Request) -> None:
         key = (self._key.reveal() if self._key else NO_KEY).encode()
@@ -225,6 +231,8 @@ _PLAIN_HEADERS = frozenset(
 )
 
 
-def host_of(url: str) -> str:
-    """Host name of a URL, for messages."""
-    return urlsplit(url).hostname or url
+@cache
+def _tls() -> ssl.SSLContext:
+    import httpx2
+
+    return httpx2.create_ssl_context()
