@@ -1,0 +1,60 @@
+"""End to end: the largest change of a short edit. Not a published method; an upper bound for white-box attacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from isr.errors import UsageError
+
+from .context import Context
+from .denoise import mean_square
+from .factory import PAPER, attack
+from .objective import Objective
+
+__all__ = ["EndToEnd", "end_to_end"]
+
+
+@dataclass(frozen=True)
+class EndToEnd(Objective):
+    """Drives a short edit away from the clean picture's: maximises MSE(f_K(x), f_K(x₀)) with the same start noise in both.
+
+    f_K is the editor's own K-step edit (`rollout`), prompt and guidance included. Not a published method: it is how strong
+    a white-box attack of the budget can be, and what MiniWorld's working ε is chosen by. Random: the start (the gradient is
+    0 at δ = 0), and the edit's noise, drawn once ("fixed") or anew ("fresh": one more forward edit per iteration). Cost per
+    iteration: 1 encoder, K guided denoiser and 1 decoder pass with gradient.
+
+    Options:
+        steps: K. noise: "fixed" or "fresh".
+    """
+
+    method: ClassVar[str] = "end-to-end"
+    needs: ClassVar[tuple[str, ...]] = ("rollout",)
+
+    steps: int = 4
+    noise: Literal["fixed", "fresh"] = "fixed"
+
+    def __post_init__(self) -> None:
+        if self.noise not in ("fixed", "fresh"):
+            raise UsageError(f"noise must be 'fixed' or 'fresh', not {self.noise!r}")
+
+    def prepare(self, context: Context) -> None:
+        self._draw(context)
+
+    def _draw(self, context: Context) -> None:
+        seeds = context.draws.integer("rollout_seed", 0, 2**31 - 1).tolist()
+        with torch.no_grad():
+            clean = context.editor.rollout(context.clean, context.prompts, self.steps, seeds=seeds)
+        context.cache |= {"seeds": seeds, "clean": clean}
+
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        if self.noise == "fresh":
+            self._draw(context)
+        edited = context.editor.rollout(x, context.prompts, self.steps, seeds=context.cache["seeds"])
+        return -mean_square(edited - context.cache["clean"])
+
+
+end_to_end = attack("end-to-end", EndToEnd, presets={"paper": {**PAPER, "start": "small"}})

@@ -1,0 +1,71 @@
+"""Random noise: the baseline from which several attacks differ only in structure. Needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+
+from isr.errors import UsageError
+from isr.perturbation import Budget, pixels, quantise
+from isr.protocols import Editor
+
+__all__ = ["Noise", "noise"]
+
+
+class Noise:
+    """Random noise inside the budget: uniform, or ±ε signs (the energy of a saturated sign attack; the fair baseline).
+
+    δ ~ U(−ε, ε), or δ = ε·Rademacher, per pixel and channel; clipped, rounded, projected. Random: everything (one NumPy
+    generator per picture). Cost: none.
+
+    Args:
+        kind: "uniform" or "sign". eps: on [0, 1]. preset: "paper" (ε 0.03); there is no other.
+    """
+
+    presets = ("paper",)
+
+    def __init__(self, *, kind: Literal["uniform", "sign"] = "sign", eps: float = 0.03, preset: str = "paper") -> None:
+        if kind not in ("uniform", "sign"):
+            raise UsageError(f"kind must be 'uniform' or 'sign', not {kind!r}")
+        if preset != "paper":
+            raise UsageError(f"noise has no preset {preset!r}; it has paper")
+        self.kind = kind
+        self.budget = Budget("linf", eps)
+
+    @property
+    def name(self) -> str:
+        return "noise"
+
+    def settings(self) -> Mapping[str, Any]:
+        return {"attack": "noise", "preset": "paper", "kind": self.kind, "budget": self.budget.settings()}
+
+    def immunize(
+        self,
+        images: Sequence[PIL.Image.Image],
+        prompts: Sequence[str | None],
+        *,
+        editor: Editor | None = None,  # noqa: ARG002 - no model is looked at
+        seeds: Sequence[int],
+    ) -> list[PIL.Image.Image]:
+        """Noisy copies of 8-bit RGB pictures of any size; prompts are not read."""
+        if len(seeds) != len(images) or len(prompts) != len(images):
+            raise UsageError(
+                f"prompts and seeds must hold one entry per image: {len(images)} images, {len(prompts)} prompts, {len(seeds)} seeds"
+            )
+        return [self._one(image, int(seed)) for image, seed in zip(images, seeds, strict=True)]
+
+    def _one(self, image: PIL.Image.Image, seed: int) -> PIL.Image.Image:
+        levels, draw = pixels(image), np.random.default_rng(seed)
+        if self.kind == "sign":
+            delta = self.budget.eps * (2.0 * draw.integers(0, 2, size=levels.shape) - 1.0)
+        else:
+            delta = draw.uniform(-self.budget.eps, self.budget.eps, size=levels.shape)
+        return PIL.Image.fromarray(quantise(levels, levels / 255.0 + delta, self.budget))
+
+
+def noise(**settings: Any) -> Noise:
+    """The registry's factory; see `Noise`."""
+    return Noise(**settings)
