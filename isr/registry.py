@@ -139,6 +139,7 @@ ATTACKS = Registry(
     "attack",
     aliases={
         "photoge": "photoguard-encoder", "photogd": "photoguard-diffusion", "ed": "editshield", "sa": "semantic",
+        "ace": "ace", "sds": "sds", "mist": "mist", "sifm": "sifm",
     },
 )  # fmt: skip
 EDITORS = Registry("isr.editors", "editor")
