@@ -205,22 +205,31 @@ class DiffusionEditor(ABC):
         offline: bool = False,
         cache_dir: str | None = None,
         licence: str = "",
+        without: Sequence[str] = (),
         **options: Any,
     ) -> DiffusionEditor:
         """Load a hub name or a folder in diffusers layout. `options` are those of the class; see `loading.locate` for the rest.
 
-        dtype None means float32 (the weights' own precision on disk is widened: attacks need it).
+        dtype None means float32 (the weights' own precision on disk is widened: attacks need it). `without` names optional
+        parts to leave out (SD3's third text encoder: ["text_encoder_3", "tokenizer_3"]).
         """
         check_environment(cls.__name__)
+        parts_of = [part for part in cls.PARTS if part.role not in without]
+        needed = [part.role for part in cls.PARTS if part.role in without and not part.optional]
+        if needed or set(without) - {part.role for part in cls.PARTS}:
+            raise UsageError(
+                f"without={list(without)} names parts that {cls.__name__} needs or does not have; it can do without "
+                f"{[part.role for part in cls.PARTS if part.optional]}"
+            )
         where = locate(
-            source, cls.PARTS, revision=revision, variant=variant, allow_pickle=allow_pickle, offline=offline,
+            source, parts_of, revision=revision, variant=variant, allow_pickle=allow_pickle, offline=offline,
             licence=licence, cache_dir=cache_dir,
         )  # fmt: skip
         kind = torch_dtype(dtype) or torch.float32
         index = read_index(where.folder, pipelines=cls.PIPELINES, editor=cls.__name__)
         parts = load_parts(
             where.folder,
-            cls.PARTS,
+            parts_of,
             editor=cls.__name__,
             dtype=kind,
             variant=variant,
@@ -228,14 +237,19 @@ class DiffusionEditor(ABC):
             index=index,
         )
         origin = {
-            "source": where.source, "revision": where.revision, "weights": fingerprint(where.folder, cls.PARTS), "licence": licence,
+            "source": where.source, "revision": where.revision, "weights": fingerprint(where.folder, parts_of), "licence": licence,
         }  # fmt: skip
+        parts |= dict.fromkeys(without)
         with memory_hint(cls.__name__):
             return cls(parts, origin=origin, device=device, dtype=kind, **cls._index_options(index), **options)
 
     @classmethod
     def _index_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003 - families override
         """Constructor options that a family reads from model_index.json."""
+        return {}
+
+    def _record(self) -> dict[str, Any]:
+        """Further fixed choices of a family that decide an edit."""
         return {}
 
     def _own_defaults(self) -> dict[str, Any]:
@@ -295,6 +309,7 @@ class DiffusionEditor(ABC):
             "family": self.FAMILY,
             **self._origin,
             **self._checked({**self._defaults, **overrides}),
+            **self._record(),
             "scheduler": type(scheduler).__name__,
             "scheduler_config": {k: v for k, v in sorted(scheduler.config.items()) if not k.startswith("_")},
             "dtype": str(self._dtype).removeprefix("torch."),
@@ -328,7 +343,7 @@ class DiffusionEditor(ABC):
                 raise UsageError(f"{key} must be a number of at least 0, got {value!r}")
             if key == "strength" and (not number or not 0 < value <= 1):
                 raise UsageError(f"strength must be a number in (0, 1], got {value!r}")
-            if key == "negative_prompt" and not isinstance(value, str):
+            if key == "negative_prompt" and not isinstance(value, str | type(self.DEFAULTS[key])):
                 raise UsageError(f"negative_prompt must be a text, got {type(value).__name__}")
         return dict(settings)
 
@@ -378,23 +393,29 @@ class DiffusionEditor(ABC):
             return self.vae.encode((2 * x - 1).to(self.device, self.vae.dtype)).latent_dist
 
     def scaled(self, z: torch.Tensor) -> torch.Tensor:
-        """(z − shift) · scale with the VAE's own numbers."""
-        return (z - self._shift) * self._scale
+        """What the denoiser works on: (z − shift) · scale with the VAE's own numbers."""
+        shift, scale = self._affine(z)
+        return (z - shift) * scale
 
-    @property
-    def _scale(self) -> float:
-        return float(self.vae.config.scaling_factor)
+    def unscaled(self, z: torch.Tensor) -> torch.Tensor:
+        """The inverse of `scaled`, as this family's pipeline applies it before decoding."""
+        shift, scale = self._affine(z)
+        return z / scale + shift
 
-    @property
-    def _shift(self) -> float:
-        return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+    def _affine(self, z: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """(shift, scale) of the VAE: one number each, or per channel where its config holds means and deviations."""
+        config = self.vae.config
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        scale = float(getattr(config, "scaling_factor", None) or 1.0)
+        if mean is not None and std is not None:
+            shape = (1, -1, *([1] * (z.ndim - 2)))
+            return z.new_tensor(mean).reshape(shape), scale / z.new_tensor(std).reshape(shape)
+        return float(getattr(config, "shift_factor", None) or 0.0), scale
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Pixels, nominally in [0, 1] and not clamped, of a scaled latent, (B, 3, H, W) float32."""
         with self._using("vae"):
-            raw: torch.Tensor = self.vae.decode(
-                (z / self._scale + self._shift).to(self.device, self.vae.dtype), return_dict=False
-            )[0]
+            raw: torch.Tensor = self.vae.decode(self.unscaled(z).to(self.device, self.vae.dtype), return_dict=False)[0]
         return raw.float() / 2 + 0.5
 
     @abstractmethod
@@ -454,15 +475,15 @@ class DiffusionEditor(ABC):
             )
         wanted = {name: known[name] for name in layers}
         found = read_modules(wanted, lambda: self.predict(noisy, t, text, cond), pick=self.pick)
-        return {name: self._image_part(name, value, noisy).float() for name, value in found.items()}
+        return {name: self._image_part(value, noisy, text).float() for name, value in found.items()}
 
     @staticmethod
-    def pick(output: Any) -> torch.Tensor:
+    def pick(name: str, output: Any) -> torch.Tensor:
         """The tensor of a layer's output that `features` reads."""
-        return first_tensor(output)
+        return first_tensor(name, output)
 
-    def _image_part(self, name: str, value: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """The image's share of a layer's output, where text or a reference stand in the same sequence."""
+    def _image_part(self, value: torch.Tensor, noisy: torch.Tensor, text: Text) -> torch.Tensor:  # noqa: ARG002
+        """The image's share of a layer's output, where text stands in the same sequence."""
         return value
 
     # --------------------------------------------------------------------------------------------------- editing

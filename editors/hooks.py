@@ -12,28 +12,29 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from isr.errors import UsageError
 
-__all__ = ["column_attention", "first_tensor", "heads_of", "last_tensor", "listening", "read_modules"]
+__all__ = ["column_attention", "first_tensor", "heads_of", "image_tensor", "listening", "read_modules"]
 
-Pick = Callable[[Any], torch.Tensor]
+#: which tensor of a named layer's output counts
+Pick = Callable[[str, Any], torch.Tensor]
 
 
 class _StopForwardError(Exception):
     """Everything asked for has been seen; never leaves this module."""
 
 
-def first_tensor(output: Any) -> torch.Tensor:
+def first_tensor(_name: str, output: Any) -> torch.Tensor:
     """The first tensor of a module's output (a U-Net down block returns hidden states and residuals)."""
-    found = _tensors(output)
-    return found[0]
+    return _tensors(output)[0]
 
 
-def last_tensor(output: Any) -> torch.Tensor:
-    """The last tensor of a module's output (a joint block returns (text, image))."""
+def image_tensor(name: str, output: Any) -> torch.Tensor:
+    """The image stream of a joint transformer: blocks return (text, image), their attention (image, text)."""
     found = _tensors(output)
-    return found[-1]
+    return found[0] if name.rpartition(".")[2].startswith("attn") else found[-1]
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:
@@ -92,7 +93,7 @@ def read_modules(
 
     def note(name: str, output: Any) -> None:
         # setdefault: a module that runs twice (shared, or recomputed) keeps its first output.
-        seen.setdefault(name, pick(output))
+        seen.setdefault(name, pick(name, output))
         if stop and len(seen) == len(modules):
             raise _StopForwardError
 
@@ -105,27 +106,41 @@ def read_modules(
     return {name: seen[name] for name in modules}
 
 
+#: weights held at once before queries are taken in pieces (float32: a quarter of a GiB)
+PIECE = 2**26
+
+
 def column_attention(
-    query: torch.Tensor, key: torch.Tensor, scale: float, columns: Sequence[int] | None
+    query: torch.Tensor, key: torch.Tensor, scale: float, columns: Sequence[int] | None, *, within: int | None = None
 ) -> torch.Tensor:
     """Softmax attention on the wanted keys only, averaged over heads: exp(q·k_c·scale − logsumexp over all keys).
 
+    Long sequences are taken in pieces of queries, each recomputed during backward, so that memory holds one piece.
+
     Args:
         query: (B, heads, Q, d). key: (B, heads, K, d). scale: usually d^(-1/2).
-        columns: indices into the K keys, or None for all.
+        columns: indices into the first `within` keys (the text), or None for all of those.
+        within: number of keys that are text; None: all K.
 
     Returns:
-        (B, Q, len(columns)) float32 in [0, 1]; over all K columns a row sums to 1.
+        (B, Q, number of columns) float32 in [0, 1]; over all K keys a row sums to 1.
     """
-    logits = torch.matmul(query.float(), key.float().transpose(-1, -2)) * scale
-    total = torch.logsumexp(logits, dim=-1, keepdim=True)
-    if columns is not None:
-        size = key.shape[-2]
-        wrong = [c for c in columns if not 0 <= c < size]
-        if wrong:
-            raise UsageError(f"columns {wrong} are outside the {size} text columns of this editor")
-        logits = logits[..., torch.as_tensor(list(columns), device=logits.device)]
-    return torch.exp(logits - total).mean(dim=1)
+    size = key.shape[-2] if within is None else within
+    wanted = range(size) if columns is None else list(columns)
+    wrong = [c for c in wanted if not 0 <= c < size]
+    if wrong:
+        raise UsageError(f"columns {wrong} are outside the {size} text columns of this editor")
+    index = torch.as_tensor(list(wanted), device=query.device)
+
+    def weights(part: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        logits = torch.matmul(part.float(), keys.float().transpose(-1, -2)) * scale
+        return torch.exp(logits[..., index] - torch.logsumexp(logits, dim=-1, keepdim=True)).mean(dim=1)
+
+    rows = max(1, PIECE // (query.shape[0] * query.shape[1] * key.shape[-2]))
+    if rows >= query.shape[-2]:
+        return weights(query, key)
+    pieces = [checkpoint(weights, part, key, use_reentrant=False) for part in torch.split(query, rows, dim=-2)]
+    return torch.cat(pieces, dim=1)
 
 
 def heads_of(projected: torch.Tensor, heads: int) -> torch.Tensor:

@@ -70,6 +70,10 @@ class UNetEditor(DiffusionEditor):
             hidden = encoder(tokens.input_ids.to(where), attention_mask=None if mask is None else mask.to(where))[0]
         return Text(hidden.to(self.device))
 
+    def _negative(self, settings: Mapping[str, Any], text: Text) -> Text:
+        """The text of the unconditional branch, one row per row of `text`."""
+        return self.embed([settings["negative_prompt"]] * len(text))
+
     # -------------------------------------------------------------------------------------------------- denoiser
 
     def predict(self, noisy: torch.Tensor, t: torch.Tensor, text: Text, cond: torch.Tensor | None) -> torch.Tensor:
@@ -89,12 +93,12 @@ class UNetEditor(DiffusionEditor):
                 torch.cat(parts, dim=1).to(self.device, kind),
                 tiled(t.to(self.device), batch, "t"),
                 encoder_hidden_states=text.hidden.to(kind),
-                added_cond_kwargs=self._added(text),
+                added_cond_kwargs=self._added(text, noisy),
                 return_dict=False,
             )[0]
         return result.float()
 
-    def _added(self, text: Text) -> dict[str, torch.Tensor] | None:  # noqa: ARG002 - SDXL overrides
+    def _added(self, text: Text, noisy: torch.Tensor) -> dict[str, torch.Tensor] | None:  # noqa: ARG002 - SDXL overrides
         return None
 
     # -------------------------------------------------------------------------------------- looking into the net
@@ -191,7 +195,7 @@ class InstructPix2Pix(UNetEditor):
         guided = s_text > 1 and s_image >= 1
         text = self.embed(prompts)
         if guided:
-            negative = self.embed([settings["negative_prompt"]] * len(prompts))
+            negative = self._negative(settings, text)
             text = joined([text, negative, negative])
             cond = torch.cat([cond, cond, torch.zeros_like(cond)])
 

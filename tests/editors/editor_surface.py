@@ -32,7 +32,7 @@ def generators(seeds: list[int] = SEEDS) -> list[torch.Generator]:
 
 def inputs(editor: Any, x: torch.Tensor, n: int, start: int = 0) -> tuple[Any, ...]:
     """(noisy, t, text, cond) with n timesteps of every picture in one batch, timestep-major."""
-    steps = editor.timesteps(8)[start : start + n]
+    steps = editor.timesteps(24)[start : start + n]
     z = editor.scaled(editor.latents(x))
     noise = torch.randn((n * len(x), *z.shape[1:]), generator=torch.Generator().manual_seed(3))
     t = steps.repeat_interleave(len(x))
@@ -77,7 +77,7 @@ def check_features(editor: Any) -> None:
         one = (noisy[part], t[part], text, cond)
         full = read_modules({n: modules[n] for n in names}, partial(editor.predict, *one), pick=editor.pick, stop=False)
         for name in names:
-            want = editor._image_part(name, full[name], noisy[part])
+            want = editor._image_part(full[name], noisy[part], text)
             torch.testing.assert_close(together[name][part], want, atol=1e-5, rtol=1e-4)
     # Stopped early: what comes after the layer does not run, and no hook is left behind.
     ran: list[str] = []

@@ -14,6 +14,9 @@ import torch
 
 CLIP_LENGTH = 77
 
+#: (role → part, pipeline class of model_index.json, further entries of model_index.json)
+Built = tuple[dict[str, Any], str, dict[str, Any]]
+
 
 def build(family: str, folder: str | Path, seed: int = 0, **options: Any) -> Path:
     """Write a tiny checkpoint of a family into `folder` and return it. Families: `BUILDERS`."""
@@ -114,7 +117,7 @@ def unet(in_channels: int, **options: Any) -> Any:
     return UNet2DConditionModel(**{**base, **options})
 
 
-def ip2p(scheduler: str = "DDIMScheduler", **options: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
+def ip2p(scheduler: str = "DDIMScheduler", **options: Any) -> Built:
     tokenizer = clip_tokenizer()
     parts = {
         "vae": kl_vae(4, 0.18215), "text_encoder": clip_text(tokenizer), "tokenizer": tokenizer, "unet": unet(8),
@@ -123,4 +126,94 @@ def ip2p(scheduler: str = "DDIMScheduler", **options: Any) -> tuple[dict[str, An
     return parts, "StableDiffusionInstructPix2PixPipeline", {"requires_safety_checker": False}
 
 
-BUILDERS: dict[str, Callable[..., tuple[dict[str, Any], str, dict[str, Any]]]] = {"ip2p": ip2p}
+def sd15(scheduler: str = "PNDMScheduler", **options: Any) -> Built:
+    tokenizer = clip_tokenizer()
+    parts = {
+        "vae": kl_vae(4, 0.18215), "text_encoder": clip_text(tokenizer), "tokenizer": tokenizer, "unet": unet(4),
+        "scheduler": vp_scheduler(scheduler, **options), "safety_checker": None, "feature_extractor": None, "image_encoder": None,
+    }  # fmt: skip
+    return parts, "StableDiffusionPipeline", {"requires_safety_checker": False}
+
+
+def _xl(in_channels: int, scheduler: str, options: dict[str, Any]) -> dict[str, Any]:
+    tokenizer, tokenizer_2 = clip_tokenizer(), clip_tokenizer()
+    net = unet(
+        in_channels, cross_attention_dim=64, attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
+        addition_time_embed_dim=8, projection_class_embeddings_input_dim=32 + 6 * 8, transformer_layers_per_block=(1, 2),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    return {
+        "vae": kl_vae(4, 0.13025), "text_encoder": clip_text(tokenizer), "text_encoder_2": clip_text(tokenizer_2, projection=True),
+        "tokenizer": tokenizer, "tokenizer_2": tokenizer_2, "unet": net,
+        "scheduler": vp_scheduler(scheduler, **options),
+    }  # fmt: skip
+
+
+def sdxl_ip2p(scheduler: str = "EulerDiscreteScheduler", **options: Any) -> Built:
+    return (
+        _xl(8, scheduler, options),
+        "StableDiffusionXLInstructPix2PixPipeline",
+        {"force_zeros_for_empty_prompt": True},
+    )
+
+
+def sdxl(scheduler: str = "EulerDiscreteScheduler", zeros: bool = True, **options: Any) -> Built:
+    parts = _xl(4, scheduler, options) | {"image_encoder": None, "feature_extractor": None}
+    return parts, "StableDiffusionXLPipeline", {"force_zeros_for_empty_prompt": zeros}
+
+
+def t5(width: int, length: int = 512) -> tuple[Any, Any]:
+    """(tokenizer, encoder): one piece per character and a few words."""
+    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(c) for c in range(33, 127)), "▁the", "▁hat", "▁red", "▁make", "▁add"]
+    tokenizer = T5TokenizerFast(
+        vocab=[(p, -float(i)) for i, p in enumerate(pieces)], extra_ids=0, model_max_length=length
+    )
+    config = T5Config(
+        vocab_size=len(pieces), d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False, use_cache=False,
+    )  # fmt: skip
+    return tokenizer, T5EncoderModel(config)
+
+
+def flow_scheduler(**options: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**options)
+
+
+def sd3(
+    *, with_t5: bool = True, in_channels: int = 16, qk_norm: str | None = None, dual: tuple[int, ...] = (), layers: int = 3,
+    pipeline: str = "StableDiffusion3Pipeline", vae_shift: float = 0.0609,
+) -> Built:  # fmt: skip
+    from diffusers import SD3Transformer2DModel
+
+    tokenizer, tokenizer_2 = clip_tokenizer(), clip_tokenizer()
+    words, encoder = t5(64) if with_t5 else (None, None)
+    net = SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=in_channels, out_channels=16, num_layers=layers, attention_head_dim=8,
+        num_attention_heads=4, joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, pos_embed_max_size=48,
+        qk_norm=qk_norm, dual_attention_layers=dual,
+    )  # fmt: skip
+    parts = {
+        "transformer": net, "vae": kl_vae(16, 1.5305, vae_shift, quant=False), "scheduler": flow_scheduler(shift=3.0),
+        "text_encoder": clip_text(tokenizer, projection=True), "text_encoder_2": clip_text(tokenizer_2, projection=True),
+        "text_encoder_3": encoder, "tokenizer": tokenizer, "tokenizer_2": tokenizer_2, "tokenizer_3": words,
+        "image_encoder": None, "feature_extractor": None,
+    }  # fmt: skip
+    return parts, pipeline, {}
+
+
+def sd35() -> Built:
+    """SD3.5-medium's marks: query-key norms and a second, image-only attention in the first blocks."""
+    return sd3(qk_norm="rms_norm", dual=(0,))
+
+
+def ultraedit(*, mask: bool = False, with_t5: bool = False) -> Built:
+    return sd3(in_channels=48 if mask else 32, with_t5=with_t5, pipeline="StableDiffusion3InstructPix2PixPipeline")
+
+
+BUILDERS: dict[str, Callable[..., Built]] = {
+    "ip2p": ip2p, "sd15": sd15, "sdxl": sdxl, "sdxl-ip2p": sdxl_ip2p, "sd3": sd3, "sd35": sd35, "ultraedit-sd3": ultraedit,
+}  # fmt: skip
