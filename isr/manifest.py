@@ -49,11 +49,13 @@ class Row:
     Attributes:
         where: how to find it again ("cases.csv line 5"). values: by column name, missing ones absent or empty.
         base: the folder that relative paths start from, or None for the working directory.
+        problem: why the row could not be read, or None.
     """
 
     where: str
     values: Mapping[str, Any]
     base: Path | None = None
+    problem: str | None = None
 
 
 def is_manifest(value: object) -> bool:
@@ -136,12 +138,20 @@ def _near(name: str) -> str | None:
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     for known in COLUMNS:
         bare = known.replace("_", "")
-        if plain in (bare, bare + "s"):
+        if plain in (bare, bare + "s") or (len(plain) >= 4 and _one_slip(plain, bare)):
             return known
-    if len(plain) < 4 or plain[-1].isdigit():  # seed2, prompt_2: a numbered tag beside the column
-        return None
-    near = difflib.get_close_matches(plain, [known.replace("_", "") for known in COLUMNS], n=1, cutoff=0.83)
-    return next((known for known in COLUMNS if near and known.replace("_", "") == near[0]), None)
+    return None
+
+
+def _one_slip(a: str, b: str) -> bool:
+    """One letter too many, too few, wrong, or two neighbours swapped. A final digit is a numbered tag (seed2), no slip."""
+    if len(a) < len(b):
+        a, b = b, a
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))
+    if len(a) == len(b):
+        swapped = a[start + 2 :] == b[start + 2 :] and a[start : start + 2] == b[start : start + 2][::-1]
+        return a[start + 1 :] == b[start + 1 :] or swapped
+    return len(a) == len(b) + 1 and a[start + 1 :] == b[start:] and not a[start].isdigit()
 
 
 def _check_header(names: list[str], where: str) -> None:
@@ -187,9 +197,9 @@ def _csv(file: Path) -> Iterator[Row]:
                 if not values:
                     continue
                 if len(values) != len(names):
-                    raise UsageError(
-                        f"{where}: {len(values)} values for {len(names)} columns; quote values that hold {delimiter!r}"
-                    )
+                    what = f"{len(values)} values for {len(names)} columns; quote values that hold {delimiter!r}"
+                    yield Row(where, {}, problem=what)
+                    continue
                 yield Row(where, dict(zip(names, values, strict=True)), file.parent)
         except csv.Error as error:
             raise UsageError(f"{file} line {reader.line_num}: not valid CSV: {error}") from error
@@ -208,9 +218,11 @@ def _jsonl(file: Path) -> Iterator[Row]:
                 try:
                     values = json.loads(line, object_pairs_hook=_unique, parse_constant=_no_constant)
                 except (ValueError, RecursionError) as error:
-                    raise UsageError(f"{where}: not a JSON object: {error}") from error
+                    yield Row(where, {}, problem=f"not a JSON object: {error}")
+                    continue
                 if not isinstance(values, dict):
-                    raise UsageError(f"{where}: expected a JSON object, got {type(values).__name__}")
+                    yield Row(where, {}, problem=f"expected a JSON object, got {type(values).__name__}")
+                    continue
                 _check_new(values, checked, where)
                 yield Row(where, values, file.parent)
         except UnicodeDecodeError as error:

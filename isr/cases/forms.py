@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import Problem, ProblemsError, UsageError
-from ..images import ImageRef
-from ..images.canonical import is_tensor
+from ..images import ImageRef, is_tensor
 from ..manifest import (
     COLUMNS,
     IMAGE_COLUMNS,
@@ -39,6 +38,7 @@ class Draft:
     case: EditCase
     label: Callable[[str], str]
     base: Path | None = None
+    problem: str | None = None
 
 
 _ARGUMENTS = {"edited": "edits", "prompt": "prompts", "original": "originals", "control": "controls"}
@@ -123,6 +123,10 @@ def _from_case(index: int, case: Any) -> Draft:
 
 
 def _from_row(row: Row) -> Draft:
+    if row.problem is not None:
+        return Draft(
+            EditCase(None, ""), lambda role: row.where if role == "row" else f"{row.where}, {role}", problem=row.problem
+        )
     values = {str(name): value for name, value in row.values.items() if not is_missing(value)}
     tags = dict(values.pop("tags", None) or {}) if isinstance(values.get("tags"), (Mapping, type(None))) else values
     if tags is values:
@@ -201,7 +205,7 @@ def _is_picture(value: Any) -> bool:
 def _listed(value: Any, name: str) -> list[Any]:
     if isinstance(value, (set, frozenset, Mapping)):
         raise UsageError(f"{name} must be an ordered list, got {type(value).__name__}")
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
         raise UsageError(f"{name} must be a list with one entry per edit, got {type(value).__name__}")
     return list(value)
 

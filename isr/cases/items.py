@@ -36,7 +36,10 @@ def clean(draft: Draft, shelf: Shelf, problems: list[Problem]) -> Item:
     columns, tags = clean_columns(case, label, problems)
     edited: Loaded
     if is_missing(case.edited):
-        problems.append(Problem(label("edited"), "no picture was given; every case needs the edit to be judged"))
+        others = f" (other columns found: {', '.join(map(str, case.tags))})" if case.tags else ""
+        problems.append(
+            Problem(label("edited"), f"no picture was given; every case needs the edit to be judged{others}")
+        )
         edited = BadImage(label("edited"), "no picture was given")
     else:
         edited = shelf.put(case.edited, label("edited"), draft.base)

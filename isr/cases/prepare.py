@@ -54,6 +54,8 @@ def prepare(
     drafts = list(drafts_of(edits, prompts, originals=originals, controls=controls, columns=columns, problems=problems))
     if not drafts and not problems:
         raise UsageError("edits is empty; there is nothing to judge")
+    problems += [Problem(draft.label("row"), draft.problem) for draft in drafts if draft.problem is not None]
+    drafts = [draft for draft in drafts if draft.problem is None]
     shelf = Shelf()
     items = [clean(draft, shelf, problems) for draft in drafts]
     problems += rules_over_cases(items)
@@ -114,13 +116,16 @@ def iter_prepared(
     with ThreadPoolExecutor(workers, thread_name_prefix="isr-images") as pool:
         for draft in stream_of(cases):
             problems: list[Problem] = []
-            item = clean(draft, shelf, problems)
-            problems += rules_over_cases([first, item] if first else [item], ids=False)
-            first = first or item
+            if draft.problem is not None:
+                problems.append(Problem(draft.label("row"), draft.problem))
+            else:
+                item = clean(draft, shelf, problems)
+                problems += rules_over_cases([first, item] if first else [item], ids=False)
             if problems:
                 while waiting:
                     yield from settle()
                 raise ProblemsError(problems)
+            first = first or item
             waiting.append((item, pool.submit(look, item)))
             if len(waiting) >= 4 * workers:
                 yield from settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,11 +21,12 @@ class Builder:
 
     def __init__(self, max_side: int | None) -> None:
         self._max_side = max_side
-        self._times: dict[bytes, int] = {}
-        self._made: dict[tuple[Any, ...], str] = {}
-        self._pairs: dict[tuple[Any, ...], list[tuple[str | None, str | None, str]]] = {}
+        # All that grows with a stream: keys are 64 bits of a hash.
+        self._seen: set[int] = set()
+        self._again: dict[int, int] = {}
+        self._made: dict[int, str] = {}
+        self._pairs: dict[int, list[tuple[str | None, str | None, str]]] = {}
         self.duplicates = 0
-        self.unpaired = 0
         self.clash: list[Problem] = []
 
     def add(self, item: Item) -> tuple[PreparedCase | None, PreparedCase]:
@@ -67,7 +69,6 @@ class Builder:
         candidates = self._pairs.get(_pair_key(item.prompt, columns), [])
         candidates = [c for c in candidates if c[0] == columns["method"]] or candidates
         if not candidates:
-            self.unpaired += 1
             return None
         if len({digest for _, digest, _ in candidates}) > 1:
             self.clash.append(
@@ -93,11 +94,12 @@ class Builder:
         digests: dict[str, Any] = {"edited": _digest(edited), "original": _digest(original)}
         named = {name: columns[name] for name in ("method", "editor", "seed", "purifier", "prompt_kind", "arm")}
         case_id = case_hash(prompt=prompt, **digests, **named)
-        times = self._times.get(bytes.fromhex(case_id), 0)
-        self._times[bytes.fromhex(case_id)] = times + 1
-        if times:
+        key = int(case_id[:16], 16)
+        if key in self._seen:
+            self._again[key] = self._again.get(key, 0) + 1
             self.duplicates += 1
-            case_id = case_hash(prompt=prompt, **digests, **named, ordinal=times)
+            case_id = case_hash(prompt=prompt, **digests, **named, ordinal=self._again[key])
+        self._seen.add(key)
         record = CaseRecord(
             case_id=case_id,
             prompt=prompt,
@@ -163,14 +165,18 @@ def _notes(
         yield f"{bad} pictures could not be read; their cases count as no verdict (bad_image)."
 
 
-def _pair_key(prompt: str, columns: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (columns["image_id"], prompt, *(columns[name] for name in ("editor", "seed", "purifier", "prompt_kind")))
+def _pair_key(prompt: str, columns: Mapping[str, Any]) -> int:
+    return _key(columns["image_id"], prompt, *(columns[name] for name in ("editor", "seed", "purifier", "prompt_kind")))
 
 
-def _share_key(edited: Loaded, original: Loaded | None, prompt: str, columns: Mapping[str, Any]) -> tuple[Any, ...]:
+def _share_key(edited: Loaded, original: Loaded | None, prompt: str, columns: Mapping[str, Any]) -> int:
     """What makes two controls the same measurement: same pictures and columns (an unreadable one goes by its name)."""
-    pictures = tuple(_digest(i) or ("bad", i.name if i is not None else "") for i in (edited, original))
-    return (*pictures, columns["method"] if columns["arm"] != "control" else None, *_pair_key(prompt, columns))
+    pictures = [_digest(i) or ("bad", i.name if i is not None else "") for i in (edited, original)]
+    return _key(*pictures, _pair_key(prompt, columns))
+
+
+def _key(*parts: Any) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode("utf-8", "backslashreplace"), digest_size=8).digest())
 
 
 def _digest(image: Loaded | None) -> str | None:

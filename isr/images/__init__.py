@@ -5,7 +5,7 @@ Canonical pixels are 8-bit sRGB (docs/definitions.md, section 5).
 
 from __future__ import annotations
 
-from .canonical import CANONICAL_VERSION, MAX_BYTES, MAX_PIXELS, Pixels, pixel_digest
+from .arrays import CANONICAL_VERSION, MAX_BYTES, MAX_PIXELS, Pixels, is_tensor, pixel_digest
 from .check import check_images, find_problems
 from .errors import ImageError
 from .memo import Facts, FileMemo, file_hash
@@ -26,5 +26,6 @@ __all__ = [
     "check_images",
     "file_hash",
     "find_problems",
+    "is_tensor",
     "pixel_digest",
 ]

@@ -1,4 +1,4 @@
-"""Anything image-like → canonical pixels: 8-bit sRGB, (H, W, 3) uint8 (docs/definitions.md, section 5).
+"""Files and PIL images → canonical pixels: 8-bit sRGB, (H, W, 3) uint8 (docs/definitions.md, section 5).
 
 Rounding: every value is scaled exactly and rounded once to the nearest 8-bit step. Alpha goes over white at the depth of
 the source, before rounding. gAMA and cHRM chunks are not applied (neither do the libraries that editors read files with).
@@ -6,46 +6,28 @@ the source, before rounding. gAMA and cHRM chunks are not applied (neither do th
 
 from __future__ import annotations
 
-import hashlib
 import io
 import struct
 import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any, cast
+from functools import cache
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from . import png
+from .arrays import MAX_BYTES, MAX_PIXELS, Pixels, as_rgb, blend8, blend16, blend_float, check_size, line
+from .colour import to_srgb
 from .errors import ImageError
 
-__all__ = [
-    "CANONICAL_VERSION",
-    "MAX_BYTES",
-    "MAX_PIXELS",
-    "Pixels",
-    "from_array",
-    "from_file_bytes",
-    "from_pil",
-    "is_tensor",
-    "pixel_digest",
-]
-
-Pixels = npt.NDArray[np.uint8]
-
-#: Part of every memo key: raise it when the pixels that this module makes of any input change.
-CANONICAL_VERSION = 1
-#: A picture of more pixels is refused before it is decoded (8192 × 8192; 192 MiB of canonical pixels).
-MAX_PIXELS = 8192 * 8192
-#: A file of more bytes is refused before it is read.
-MAX_BYTES = 256 * 1024 * 1024
+__all__ = ["FORMATS", "from_file_bytes", "from_pil"]
 
 #: Formats that hold one still picture with agreed pixel values. Others (EPS would start Ghostscript) are refused.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM")
 
 # What Pillow's decoders raise on damaged or hostile files.
 _DECODE_ERRORS = (
@@ -53,118 +35,6 @@ _DECODE_ERRORS = (
     OverflowError, RuntimeError, ZeroDivisionError, MemoryError, Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )  # fmt: skip
-
-
-def pixel_digest(pixels: Pixels) -> str:
-    """sha256 (64 hex) over the size and the bytes of canonical pixels, (H, W, 3) uint8, row by row, RGB."""
-    height, width, _ = pixels.shape
-    digest = hashlib.sha256(b"isr rgb8 %d %d\n" % (width, height))
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------- arrays
-
-
-def is_tensor(value: object) -> bool:
-    """A torch tensor, recognised without importing torch."""
-    return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach") and hasattr(value, "cpu")
-
-
-def from_array(value: Any) -> Pixels:
-    """Canonical pixels of a numpy array, a torch tensor, or any object with `__array__`.
-
-    Shapes: (H, W), (H, W, C) or (C, H, W) with C in {1, 3, 4}. Where both readings fit, a tensor is (C, H, W) and an array
-    is (H, W, C). Values: uint8 0–255, uint16 0–65535 (divided by 257), or float in [0, 1] (times 255); a float may leave
-    [0, 1] by 1e-4 at most, which cannot change an 8-bit value by a step. Channel order RGB or RGBA.
-
-    Raises:
-        ImageError: another shape, dtype or range; NaN or infinity; no pixels.
-    """
-    tensor = is_tensor(value)
-    array = _numpy(value) if tensor else np.asarray(value)
-    if array.dtype == object:
-        raise ImageError(f"expected numbers, got an array of objects (shape {array.shape})")
-    array = _channels_last(array, tensor=tensor)
-    _check_size(array.shape[1], array.shape[0])
-    kind = array.dtype
-    if kind == np.uint8:
-        return _blend8(array)
-    if kind == np.uint16:
-        return _blend16(array)
-    if np.issubdtype(kind, np.floating):
-        return _blend_float(array)
-    advice = "multiply by 255 first" if kind == np.bool_ else "if the values are 0–255, convert with .astype('uint8')"
-    raise ImageError(
-        f"expected dtype uint8 (0–255), uint16 (0–65535) or float ([0, 1]), got {kind}; {advice}"
-        if not tensor or kind != np.int64
-        else "expected dtype uint8 (0–255), uint16 (0–65535) or float ([0, 1]), got int64; "
-        "if the values are 0–255, convert with .to(torch.uint8)"
-    )
-
-
-def _numpy(tensor: Any) -> npt.NDArray[Any]:
-    tensor = tensor.detach().cpu()
-    if str(tensor.dtype) == "torch.bfloat16":  # numpy has no such type; float32 holds every bfloat16 exactly
-        tensor = tensor.float()
-    try:
-        return np.asarray(tensor.numpy())
-    except (TypeError, RuntimeError) as error:
-        raise ImageError(f"the tensor cannot be read as an array: {_line(error)}") from error
-
-
-def _channels_last(array: npt.NDArray[Any], *, tensor: bool) -> npt.NDArray[Any]:
-    if array.ndim == 2:
-        return array[:, :, None]
-    if array.ndim == 3:
-        first, last = array.shape[0] in (1, 3, 4), array.shape[2] in (1, 3, 4)
-        if first and (tensor or not last):
-            return np.moveaxis(array, 0, 2)
-        if last:
-            return array
-    if array.ndim == 4:
-        raise ImageError(f"a batch of shape {array.shape} where one picture was expected; pass the pictures one by one")
-    raise ImageError(f"expected shape (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4, got {array.shape}")
-
-
-def _blend8(array: npt.NDArray[np.uint8]) -> Pixels:
-    if array.shape[2] == 4:
-        alpha = array[:, :, 3:].astype(np.uint32)
-        # 255 is odd, so that no sum lies half-way between two steps.
-        return cast(Pixels, ((array[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8))
-    return _rgb(array)
-
-
-def _blend16(array: npt.NDArray[np.uint16]) -> Pixels:
-    if array.shape[2] == 4:
-        alpha = array[:, :, 3:].astype(np.uint64)
-        blended = array[:, :, :3] * alpha + 65535 * (65535 - alpha)  # times 65535
-        return ((blended + 65535 * 257 // 2) // (65535 * 257)).astype(np.uint8)
-    return _rgb(((array.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-def _blend_float(array: npt.NDArray[Any]) -> Pixels:
-    low, high = float(array.min()), float(array.max())
-    if not np.isfinite(array).all():
-        count = int(array.size - np.isfinite(array).sum())
-        raise ImageError(f"{count} of {array.size} values are NaN or infinite; expected floats in [0, 1]")
-    if low < -1e-4 or high > 1 + 1e-4:
-        if high > 2 and low >= 0:
-            advice = "it looks like 0–255: divide by 255"
-        elif -1.01 <= low < 0 and high <= 1.01:
-            advice = "it looks like [-1, 1]: use x / 2 + 0.5"
-        else:
-            advice = "clip or rescale it first"
-        raise ImageError(f"expected floats in [0, 1], got values from {low:.6g} to {high:.6g}; {advice}")
-    values = np.clip(array.astype(np.float64), 0, 1)
-    if array.shape[2] == 4:
-        alpha = values[:, :, 3:]
-        values = values[:, :, :3] * alpha + (1 - alpha)
-    return _rgb(np.rint(255 * values).astype(np.uint8))
-
-
-def _rgb(array: npt.NDArray[np.uint8]) -> Pixels:
-    return np.ascontiguousarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array)
 
 
 # ----------------------------------------------------------------------------------------------------------- files
@@ -182,15 +52,22 @@ def from_file_bytes(data: bytes) -> tuple[Pixels, bool]:
         raise ImageError(f"the file has {len(data):,} bytes; the limit is {MAX_BYTES:,}")
     if data.startswith(png.SIGNATURE):
         facts = png.inspect(data)
-        _check_size(*facts.size)
-        return _from_png(data, facts), facts.as_is
+        check_size(*facts.size)
+        # Where only the pixel data will be sent, exactly these are what is decoded and hashed.
+        return _from_png(png.pixels_only(data, facts) if facts.as_is else data, facts), facts.as_is
     with _decoding():
         return from_pil(_open(data)), False
 
 
+@cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()  # a build of Pillow may lack a codec
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _open(data: bytes) -> ImageFile.ImageFile:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=_known_formats())
     except UnidentifiedImageError:
         start = data.lstrip()[:64].lower()
         page = " (it looks like an HTML page)" if start.startswith((b"<!doctype", b"<html")) else ""
@@ -207,10 +84,10 @@ def _decoding() -> Iterator[None]:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ImageError(
-                f"too many pixels (the limit is {MAX_PIXELS:,}), not decoded: {_line(error)}; scale it down first"
+                f"too many pixels (the limit is {MAX_PIXELS:,}), not decoded: {line(error)}; scale it down first"
             ) from error
         except _DECODE_ERRORS as error:
-            raise ImageError(f"cannot be decoded: {_line(error)}") from error
+            raise ImageError(f"cannot be decoded: {line(error)}") from error
 
 
 class _Strict:
@@ -318,7 +195,7 @@ def _finish16(
     parts = [np.repeat(colour, 3, axis=2) if colour.shape[2] == 1 else colour]
     if alpha is not None:
         parts.append(alpha)
-    return _oriented(_blend16(np.concatenate(parts, axis=2)), image)
+    return _oriented(blend16(np.concatenate(parts, axis=2)), image)
 
 
 # ------------------------------------------------------------------------------------------------------------- PIL
@@ -332,46 +209,50 @@ def from_pil(image: Image.Image) -> Pixels:
     Raises:
         ImageError: see `from_file_bytes`.
     """
-    _check_size(*image.size)
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # MPO: one photograph with previews behind it
-        raise ImageError(
-            f"the file is an animation or has several pages ({frames}); save the one that is meant as a picture of its own"
-        )
-    if (
-        isinstance(image, ImageFile.ImageFile)
-        and any(";16" in _rawmode(t) for t in image.tile)
-        and image.mode != "I;16"
-    ):
-        data = _source_bytes(image)
-        if data.startswith(png.SIGNATURE):
-            return _from_png(data, png.inspect(data))
-        return _finish16(_deep(_open(data), data), image)
+    check_size(*image.size)
     with _decoding():
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # MPO: one photograph with previews behind it
+            raise ImageError(
+                f"an animation, or a file of several pages ({frames}); save the one that is meant as a picture of its own"
+            )
+        bits = getattr(image, "tag_v2", {}).get(258, ()) if image.format == "TIFF" else ()
+        if not set(bits) <= {1, 2, 4, 8, 16, 32}:
+            raise ImageError(f"samples of {max(bits)} bits have no agreed reading; convert to 8 or 16 bits first")
+        if _cut_to_8_bits(image):
+            data = _source_bytes(image)
+            if data.startswith(png.SIGNATURE):
+                return _from_png(data, png.inspect(data))
+            return _finish16(_deep(_open(data), data), image)
         image.load()
         mode = image.mode
         if mode.startswith("I;16"):
             return _finish16(np.asarray(image).astype(np.uint16)[:, :, None], image, _key16(image))
         if mode == "F":
-            return _oriented(_blend_float(np.asarray(image)[:, :, None]), image)
+            return _oriented(blend_float(np.asarray(image)[:, :, None]), image)
         if mode == "I":
-            wide = np.asarray(image)
-            if image.format != "PPM":
+            if image.format != "PPM":  # which Pillow scales to 16 bits
                 raise ImageError("32-bit integer pixels have no agreed range; convert to 8 or 16 bits first")
-            return _oriented(_blend16(wide.astype(np.uint16)[:, :, None]), image)
+            return _oriented(blend16(np.asarray(image).astype(np.uint16)[:, :, None]), image)
         return _finish(image, image)
 
 
+def _cut_to_8_bits(image: Image.Image) -> TypeGuard[ImageFile.ImageFile]:
+    """Whether loading this picture would drop the low byte of its samples."""
+    if not isinstance(image, ImageFile.ImageFile) or image.mode.startswith(("I", "F")):
+        return False
+    return any(";16" in _rawmode(tile) for tile in image.tile)
+
+
 def _source_bytes(image: ImageFile.ImageFile) -> bytes:
-    with _decoding():
-        source = image.fp
-        if source is None:
-            raise ImageError("the picture's file was closed before its pixels were loaded; pass the path instead")
-        before = source.tell()
-        source.seek(0)
-        data = source.read()
-        source.seek(before)
-        return bytes(data)
+    source = image.fp
+    if source is None:
+        raise ImageError("the picture's file was closed before its pixels were loaded; pass the path instead")
+    before = source.tell()
+    source.seek(0)
+    data = source.read()
+    source.seek(before)
+    return bytes(data)
 
 
 def _key16(image: Image.Image) -> tuple[int, ...] | None:
@@ -397,9 +278,9 @@ def _finish(pixels: Image.Image, source: Image.Image, alpha: npt.NDArray[np.uint
     if pixels.mode in ("LA", "RGBA"):
         alpha = np.asarray(pixels.getchannel("A"))
         pixels = pixels.convert(pixels.mode[:-1])
-    pixels = _to_srgb(pixels, source.info.get("icc_profile"))
+    pixels = to_srgb(pixels, source.info.get("icc_profile"))
     rgb = np.asarray(pixels.convert("RGB"))
-    return _oriented(_blend8(np.dstack([rgb, alpha])) if alpha is not None else _rgb(rgb), source)
+    return _oriented(blend8(np.dstack([rgb, alpha])) if alpha is not None else as_rgb(rgb), source)
 
 
 def _oriented(pixels: Pixels, source: Image.Image) -> Pixels:
@@ -409,62 +290,3 @@ def _oriented(pixels: Pixels, source: Image.Image) -> Pixels:
     carrier = Image.fromarray(pixels)
     carrier.getexif()[0x0112] = turn
     return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(carrier)))
-
-
-# ---------------------------------------------------------------------------------------------------------- colour
-
-_SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-
-
-def _to_srgb(pixels: Image.Image, profile: bytes | None) -> Image.Image:
-    """Through the embedded profile to sRGB. A profile for another kind of pixels (left over from a conversion) says
-    nothing about these, and a profile that is sRGB itself changes nothing."""
-    if not profile:
-        return pixels
-    transform = _transform(bytes(profile), pixels.mode)
-    return pixels if transform is None else cast(Image.Image, ImageCms.applyTransform(pixels, transform))
-
-
-@lru_cache(maxsize=32)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if _SPACES.get(source.profile.xcolor_space) != mode:
-            return None
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
-        probe = _probe(mode)
-        if probe is not None:
-            moved = np.asarray(ImageCms.applyTransform(probe, transform)).astype(int)
-            if np.abs(moved - np.asarray(probe.convert("RGB"))).max() <= 1:
-                return None  # sRGB by another name: keep the pixels exactly
-    except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
-        raise ImageError(
-            f"its embedded colour profile cannot be read ({_line(error)}); remove the profile or save the picture as sRGB"
-        ) from error
-    return transform
-
-
-def _probe(mode: str) -> Image.Image | None:
-    """Colours that tell sRGB from anything else: a 17-step cube and all greys; None where no pixels can be sRGB."""
-    greys = np.arange(256, dtype=np.uint8)
-    if mode == "L":
-        return Image.fromarray(greys[None])
-    if mode != "RGB":
-        return None
-    steps = np.linspace(0, 255, 17).round().astype(np.uint8)
-    cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
-    return Image.fromarray(np.concatenate([cube, np.repeat(greys[:, None], 3, axis=1)])[None])
-
-
-def _check_size(width: int, height: int) -> None:
-    if not width or not height:
-        raise ImageError(f"the picture has no pixels (size {width}×{height})")
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"too many pixels: {width}×{height} is {width * height:,}, the limit is {MAX_PIXELS:,}; scale it down first"
-        )
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:200]
-    return text or type(error).__name__

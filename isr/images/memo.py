@@ -10,7 +10,7 @@ from typing import Any
 
 import PIL
 
-from .canonical import CANONICAL_VERSION
+from .arrays import CANONICAL_VERSION
 
 __all__ = ["Facts", "FileMemo", "file_hash"]
 

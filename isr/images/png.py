@@ -50,6 +50,7 @@ def inspect(data: bytes) -> PngFacts:
     header: tuple[int, int, int, int] | None = None
     trns: bytes | None = None
     seen: set[bytes] = set()
+    last = b""
     kept: list[tuple[int, int]] = []
     while True:
         if position + 12 > end:
@@ -68,7 +69,10 @@ def inspect(data: bytes) -> PngFacts:
                 raise ImageError("the PNG file is damaged: it does not start with an IHDR chunk")
             width, height, depth, colour = struct.unpack_from(">IIBB", body)
             header = (width, height, depth, colour)
+        elif kind == b"IHDR" or (kind == b"IDAT" and kind in seen and last != b"IDAT"):
+            raise ImageError(f"the PNG file is damaged: a second {_printable(kind)} where none belongs")
         seen.add(kind)
+        last = kind
         if kind == b"tRNS":
             trns = bytes(body)
         if kind in (b"IHDR", b"IDAT", b"IEND"):

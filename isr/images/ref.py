@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,8 @@ from PIL import Image
 
 from ..errors import IntegrityError, UsageError
 from . import png
-from .canonical import MAX_BYTES, Pixels, from_array, from_file_bytes, from_pil, is_tensor, pixel_digest
+from .arrays import MAX_BYTES, Pixels, from_array, is_tensor, pixel_digest
+from .canonical import from_file_bytes, from_pil
 from .errors import ImageError
 from .memo import Facts, FileMemo, file_hash
 
@@ -21,6 +23,9 @@ __all__ = ["CODEC", "BadImage", "ImageRef", "as_image"]
 
 #: How pictures are encoded for judges; part of the cache key. Lossless, so the pixels say everything else.
 CODEC = "png-rgb8"
+
+# A PIL image loads its file on first use; two threads must not do that to one image.
+_pil_lock = threading.Lock()
 
 _Kind = Literal["path", "bytes", "pil", "array", "shrunk"]
 
@@ -138,7 +143,9 @@ class ImageRef:
         if self.check().as_is:
             data = self._read_again()
             if file_hash(data) == self._file:
-                return png.pixels_only(data, png.inspect(data))
+                facts = png.inspect(data)
+                if facts.as_is:
+                    return png.pixels_only(data, facts)
         return png.encode(self.array())
 
     def pil(self) -> Image.Image:
@@ -161,7 +168,8 @@ class ImageRef:
             data = self._bytes() if self._facts is None else self._read_again()
             return from_file_bytes(data)[0], file_hash(data) == self._file
         if self._kind == "pil":
-            return from_pil(self._source), False
+            with _pil_lock:
+                return from_pil(self._source), False
         if self._kind == "array":
             return from_array(self._source), False
         image: Image.Image = self._source.pil()

@@ -75,7 +75,10 @@ def _bank(h: int, w: int, dtype: torch.dtype, device: torch.device) -> _Bank:
     radius[0, 0] = 1.0
     radial = []
     for s in range(SCALES):
-        g = torch.exp(-(torch.log(radius * MIN_WAVELENGTH * MULTIPLIER**s) ** 2) / (2 * math.log(SIGMA_F) ** 2)) * low_pass
+        g = (
+            torch.exp(-(torch.log(radius * MIN_WAVELENGTH * MULTIPLIER**s) ** 2) / (2 * math.log(SIGMA_F) ** 2))
+            * low_pass
+        )
         g[0, 0] = 0.0
         radial.append(g)
     angular = []
@@ -122,7 +125,10 @@ def _similarity(x: Tensor, y: Tensor, constant: float) -> Tensor:
 
 def _gradient(planes: Tensor) -> Tensor:
     """Scharr gradient magnitude of planes (N, H, W), zeros beyond the border."""
-    k = torch.tensor([[3.0, 0.0, -3.0], [10.0, 0.0, -10.0], [3.0, 0.0, -3.0]], dtype=planes.dtype, device=planes.device) / 16
+    k = (
+        torch.tensor([[3.0, 0.0, -3.0], [10.0, 0.0, -10.0], [3.0, 0.0, -3.0]], dtype=planes.dtype, device=planes.device)
+        / 16
+    )
     g = F.conv2d(planes[:, None], torch.stack([k, k.T])[:, None], padding=1)
     return torch.hypot(g[:, 0], g[:, 1])
 

@@ -24,16 +24,22 @@ def check_pair(a: Tensor, b: Tensor, *, data_range: float, min_side: int, what: 
             came = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise UsageError(f"{what}: {name} must be a tensor (B, 3, H, W) of RGB pixels, not {came}")
         if not x.is_floating_point():
-            raise UsageError(f"{what}: {name} must be a float tensor, not {x.dtype}; use x.float() with data_range=255, or x / 255")
+            raise UsageError(
+                f"{what}: {name} must be a float tensor, not {x.dtype}; use x.float() with data_range=255, or x / 255"
+            )
     if a.shape != b.shape:
         raise UsageError(
             f"{what}: a and b must have the same shape, not {tuple(a.shape)} and {tuple(b.shape)}; "
             "pictures of different sizes have no pairwise metric, so resize one of them yourself and say so"
         )
     if a.shape[0] and min(a.shape[-2:]) < min_side:
-        raise UsageError(f"{what} needs pictures of at least {min_side}×{min_side} pixels, not {a.shape[-1]}×{a.shape[-2]}")
+        raise UsageError(
+            f"{what} needs pictures of at least {min_side}×{min_side} pixels, not {a.shape[-1]}×{a.shape[-2]}"
+        )
     if not (math.isfinite(data_range) and data_range > 0):
-        raise UsageError(f"{what}: data_range must be the largest possible pixel value (1.0 or 255), not {data_range!r}")
+        raise UsageError(
+            f"{what}: data_range must be the largest possible pixel value (1.0 or 255), not {data_range!r}"
+        )
     highest = 0.0
     for name, x in (("a", a), ("b", b)):
         # Picture by picture: each stays in cache for its second pass.
@@ -46,7 +52,9 @@ def check_pair(a: Tensor, b: Tensor, *, data_range: float, min_side: int, what: 
             )
         highest = max(highest, high)
     if data_range > 1 and 0 < highest <= 1 and any(bool((x != x.round()).any()) for x in (a, b)):
-        raise UsageError(f"{what}: data_range is {data_range:g}, but a and b hold fractions up to {highest:g}; give data_range=1")
+        raise UsageError(
+            f"{what}: data_range is {data_range:g}, but a and b hold fractions up to {highest:g}; give data_range=1"
+        )
 
 
 def working(x: Tensor) -> Tensor:

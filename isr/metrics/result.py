@@ -16,7 +16,9 @@ class NotAvailable:
     reason: str
 
     def _refuse(self) -> Any:
-        raise TypeError(f"this metric value is not available ({self.reason}); test with isinstance(value, NotAvailable)")
+        raise TypeError(
+            f"this metric value is not available ({self.reason}); test with isinstance(value, NotAvailable)"
+        )
 
     def __bool__(self) -> bool:
         return bool(self._refuse())

@@ -57,7 +57,8 @@ class Blur(Transform):
         size = self.size if self.size is not None else 2 * math.ceil(3 * self.sigma) + 1
         kernel, r = gaussian_kernel(size, self.sigma).to(x), size // 2
         rows = F.conv2d(F.pad(x, (r, r, r, r), mode="replicate").flatten(0, 1)[:, None], kernel.view(1, 1, 1, -1))
-        return torch.reshape(F.conv2d(rows, kernel.view(1, 1, -1, 1)), x.shape)
+        out: Tensor = F.conv2d(rows, kernel.view(1, 1, -1, 1)).reshape(x.shape)
+        return out
 
 
 @dataclass(frozen=True)
@@ -102,4 +103,4 @@ class BitDepth(Transform):
 
     def apply(self, x: Tensor, generator: Generators) -> Tensor:  # noqa: ARG002 - deterministic
         levels = 2**self.bits - 1
-        return round_ste(x.clamp(0, 1) * levels) / levels
+        return round_ste(x.clamp(0, 1) * levels).div(levels)
