@@ -80,7 +80,7 @@ class Draws:
 
     def restore(self, state: Tensor) -> None:
         for generator, row in zip(self.generators, state, strict=True):
-            generator.set_state(row)
+            generator.set_state(row.clone())  # a row of a larger tensor is misread
 
 
 class Encoded(NamedTuple):

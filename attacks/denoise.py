@@ -85,29 +85,24 @@ def draw_timestep(context: Context, low: int = 0, high: int = TRAIN_STEPS - 1) -
 
     t is uniform on low … high of the 1000-step scale on which the methods were published. Flow editors get the σ of equal
     signal-to-noise ratio. Where the image enters only through the noisy latent, nothing above the first timestep of an edit
-    is used (it would never occur): t is drawn below it.
+    is used (it would never occur): t is drawn up to there, and is the highest possible one if the whole range lies above.
     """
     editor = context.editor
-    t = context.draws.integer("timestep", low, _highest(context, low, high))
+    highest = _highest(context, high)
+    t = context.draws.integer("timestep", min(low, highest), highest)
     if editor.prediction == "flow":
         values = torch.tensor([TRAIN_STEPS * sigma_of(int(k)) for k in t])
         return values.to(device=editor.device, dtype=torch.float32)
     return t.to(device=editor.device, dtype=torch.float32)
 
 
-def _highest(context: Context, low: int, high: int) -> int:
+def _highest(context: Context, high: int) -> int:
     if context.clean_encoded().cond is not None:
         return high
     ceiling = first_timestep(context.editor)
     if context.editor.prediction == "flow":
-        fitting = [k for k in range(low, high + 1) if TRAIN_STEPS * sigma_of(k) <= ceiling]
-    else:
-        fitting = [k for k in range(low, high + 1) if k <= ceiling]
-    if not fitting:
-        raise UsageError(
-            f"no timestep of {low} … {high} lies below the first one of this editor's edit ({ceiling:g}); raise its strength"
-        )
-    return fitting[-1]
+        return max((k for k in range(high + 1) if TRAIN_STEPS * sigma_of(k) <= ceiling), default=0)
+    return min(high, max(int(ceiling), 0))
 
 
 def draw_timestep_noise(context: Context, low: int = 0, high: int = TRAIN_STEPS - 1) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from isr.protocols import Editor, WhiteBoxEditor
 
 from .context import Context, require
 
-__all__ = ["Objective", "value_and_gradient"]
+__all__ = ["Objective", "unit", "value_and_gradient"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,14 @@ def value_and_gradient(objective: Objective, x: Tensor, context: Context) -> tup
     with torch.enable_grad():
         values, gradient = objective.gradient(x.detach().requires_grad_(True), context)
     return values.detach(), gradient.detach()
+
+
+def unit(gradient: Tensor) -> Tensor:
+    """Divided by its L1 norm per picture; 0 stays 0."""
+    size = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
+    return torch.where(
+        size > 0, gradient / size.clamp_min(torch.finfo(gradient.dtype).tiny), torch.zeros_like(gradient)
+    )
 
 
 def _plain(value: Any) -> Any:

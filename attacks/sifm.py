@@ -15,7 +15,7 @@ from .context import Context, Encoded
 from .denoise import Path, noisy_and_condition, schedule, trajectory, usable_path
 from .factory import PAPER, attack
 from .memory import sum_parts
-from .objective import Objective
+from .objective import Objective, unit
 
 __all__ = ["SIFM", "sifm"]
 
@@ -215,21 +215,13 @@ class SIFM(Objective):
         scale = float(context.cache.get("loss_scale", 1.0))  # divided out by the balance itself
         (g_norm,) = torch.autograd.grad(norm.sum() * scale, x, retain_graph=True)
         (g_dist,) = torch.autograd.grad(dist.sum() * scale, x)
-        return (norm - self.lam * dist).detach(), _unit(g_norm) - self.lam * _unit(g_dist)
+        return (norm - self.lam * dist).detach(), unit(g_norm) - self.lam * unit(g_dist)
 
 
 def _length(flat: Tensor, norm: Norm) -> Tensor:
     """L1 or Euclidean length per row."""
     found: Tensor = torch.linalg.vector_norm(flat, ord=1 if norm == "l1" else 2, dim=1)
     return found
-
-
-def _unit(gradient: Tensor) -> Tensor:
-    """Divided by its L1 norm per picture; 0 stays 0."""
-    size = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
-    return torch.where(
-        size > 0, gradient / size.clamp_min(torch.finfo(gradient.dtype).tiny), torch.zeros_like(gradient)
-    )
 
 
 def _start(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,0 +1,324 @@
+"""The optimiser: steps, balls, starts, budget on 8 bits, seeds, batches, masks, early stop, resume, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from toy import BlackBox, ToyEditor, pictures
+
+from isr.attacks.advdm import advdm
+from isr.attacks.context import Context, Draws
+from isr.attacks.objective import Objective
+from isr.attacks.pgd import PGD, Progress, one_step, to_tensor
+from isr.attacks.photoguard_encoder import photoguard_encoder
+from isr.attacks.settings import PGDSettings
+from isr.attacks.sifm import sifm
+from isr.attacks.steps import clip_pixels, descend, first_delta, norms, project
+from isr.errors import IntegrityError, IsrError, UsageError
+from isr.perturbation import measure
+
+
+@dataclass(frozen=True)
+class Linear(Objective):
+    """⟨w, x⟩ with a fixed w: its optimum in every ball is known."""
+
+    method: ClassVar[str] = "linear"
+    needs: ClassVar[tuple[str, ...]] = ()
+    poison: int = -1
+
+    def weights(self, x: Tensor) -> Tensor:
+        return torch.linspace(-1, 1, x[0].numel()).reshape(1, *x.shape[1:]).to(x)
+
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        loss = (self.weights(x) * x).flatten(1).sum(dim=1)
+        return loss * float("nan") if context.iteration == self.poison else loss
+
+
+def grey(value: int = 128, size: tuple[int, int] = (8, 8)) -> PIL.Image.Image:
+    return PIL.Image.new("RGB", size, (value, value, value))
+
+
+def run(attack: PGD, n: int = 2, **more: Any) -> list[bytes]:
+    editor = more.pop("editor", None) or ToyEditor()
+    images = more.pop("images", None) or pictures(n)
+    return [i.tobytes() for i in attack.immunize(images, ["a b"] * len(images), editor=editor, seeds=range(len(images)), **more)]
+
+
+def test_linear_loss_reaches_the_corner_of_the_linf_ball_in_whole_levels() -> None:
+    # ε 0.03 = 7.65 levels: the float optimum rounds to 8 levels, which would be over budget, so exactly 7 are kept.
+    attack = PGD(Linear(), PGDSettings(eps=0.03, iterations=12))
+    (protected,) = attack.immunize([grey()], [""], editor=ToyEditor(), seeds=[0])
+    change = np.asarray(protected).astype(int) - 128
+    want = -np.sign(Linear().weights(torch.zeros(1, 3, 8, 8))[0].permute(1, 2, 0).numpy())
+    assert np.array_equal(change, (7 * want).astype(int))
+
+
+def test_linear_loss_reaches_the_edge_of_the_l2_ball_along_the_gradient() -> None:
+    attack = PGD(Linear(), PGDSettings(eps=1.0, norm="l2", alpha=0.2, step="normalised", iterations=10))
+    result = attack.run([grey()], [""], editor=ToyEditor(), seeds=[0])
+    delta, w = result.deltas[0], Linear().weights(torch.zeros(1, 3, 8, 8))[0]
+    assert float(delta.norm()) == pytest.approx(1.0, rel=1e-5)
+    assert torch.allclose(delta, -w / w.norm(), atol=1e-5)
+    assert measure(grey(), result.images[0]).l2 <= 1.0
+
+
+@given(st.integers(0, 1000), st.sampled_from(["linf", "l2"]), st.floats(0.004, 0.5))
+def test_projection_is_inside_idempotent_and_keeps_what_is_inside(seed: int, norm: Any, eps: float) -> None:
+    delta = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(seed))
+    settings = PGDSettings(eps=eps, norm=norm)
+    once = project(delta, settings)
+    size = once.abs().amax(dim=(1, 2, 3)) if norm == "linf" else norms(once).flatten()
+    assert bool((size <= eps * (1 + 1e-6)).all())
+    assert torch.allclose(project(once, settings), once, rtol=1e-6, atol=0)
+    assert torch.equal(project(1e-6 * delta, settings), 1e-6 * delta)
+
+
+def test_linear_decay_ends_at_one_percent() -> None:
+    # α_i = α (1 − 0.99 i/N): N = 4 gives 1, 0.7525, 0.505, 0.2575 times α.
+    settings = PGDSettings(alpha=0.01, schedule="linear", iterations=4)
+    assert [settings.rate(i) for i in range(4)] == pytest.approx([0.01, 0.007525, 0.00505, 0.002575])
+    assert PGDSettings(alpha=0.01, iterations=4).rate(3) == 0.01
+
+
+def test_adam_steps_are_those_of_torch() -> None:
+    settings = PGDSettings(alpha=1e-3, step="adam")
+    g = torch.Generator().manual_seed(0)
+    target = torch.nn.Parameter(torch.zeros(2, 3, 4, 4))
+    reference = torch.optim.Adam([target], lr=1e-3)
+    delta, moments = torch.zeros(2, 3, 4, 4), None
+    for i in range(5):
+        gradient = torch.randn(2, 3, 4, 4, generator=g)
+        target.grad = gradient.clone()
+        reference.step()
+        delta, moments = descend(delta, gradient, settings, i, moments)
+    assert torch.allclose(delta, target.detach(), atol=1e-7)
+
+
+@pytest.mark.parametrize("step", ["sign", "normalised"])
+def test_a_zero_gradient_moves_nothing(step: Any) -> None:
+    delta = torch.full((1, 3, 2, 2), 0.01)
+    moved, _ = descend(delta, torch.zeros_like(delta), PGDSettings(step=step), 0)
+    assert torch.equal(moved, delta)
+
+
+def test_starts_lie_where_they_say() -> None:
+    clean = torch.full((2, 3, 16, 16), 0.5)
+    box = first_delta(clean, PGDSettings(start="uniform"), Draws([0, 1]))
+    assert float(box.abs().max()) <= 0.03 and float(box.abs().max()) > 0.029  # 768 draws come near the edge
+    small = first_delta(clean, PGDSettings(start="small"), Draws([0, 1]))
+    assert 0.0035 < float(small.abs().max()) <= 1 / 255
+    ball = first_delta(clean, PGDSettings(start="uniform", norm="l2", eps=2.0), Draws([0, 1]))
+    assert bool((norms(ball) <= 2.0).all())
+    assert torch.equal(first_delta(clean, PGDSettings(), Draws([0, 1])), torch.zeros_like(clean))
+    assert not torch.equal(box[0], box[1])
+
+
+def test_reclip_is_what_distinguishes_algorithm_1() -> None:
+    # A white pixel pushed up by 0.02: usual PGD forgets what clipping took, Algorithm 1 (line 13) keeps δ.
+    clean, delta = torch.ones(1, 3, 1, 1), torch.full((1, 3, 1, 1), 0.02)
+    usual, x = clip_pixels(delta, clean, PGDSettings())
+    kept, same = clip_pixels(delta, clean, PGDSettings(reclip=False))
+    assert float(usual.max()) == 0.0 and torch.equal(kept, delta)
+    assert torch.equal(x, clean) and torch.equal(same, clean)
+    assert sifm().pgd.reclip is False and photoguard_encoder().pgd.reclip is True
+
+
+# ------------------------------------------------------------------------------------------------------- sameness
+
+
+@pytest.mark.parametrize("make", [sifm, advdm, photoguard_encoder])
+def test_same_seed_same_bytes_and_another_seed_others(make: Any) -> None:
+    attack = make(iterations=4)
+    assert run(attack) == run(attack)
+    if attack.name != "sifm":
+        images = pictures(2)
+        other = attack.immunize(images, ["a b"] * 2, editor=ToyEditor(), seeds=[7, 8])
+        assert run(attack) != [i.tobytes() for i in other]
+
+
+@pytest.mark.parametrize("make", [sifm, advdm, photoguard_encoder])
+def test_batch_against_loop(make: Any) -> None:
+    """DEFINITIONS 12: at most 0.5 % of perturbation pixels differ."""
+    images = pictures(5)
+    together = make(iterations=10, batch_size=5).immunize(images, ["a b"] * 5, editor=ToyEditor(), seeds=range(5))
+    alone = make(iterations=10, batch_size=1).immunize(images, ["a b"] * 5, editor=ToyEditor(), seeds=range(5))
+    a, b = (np.stack([np.asarray(i) for i in s]) for s in (together, alone))
+    assert float((a != b).mean()) <= 0.005
+
+
+def test_pictures_of_several_sizes_come_back_in_order() -> None:
+    images = [*pictures(1, (16, 16)), *pictures(1, (8, 24)), *pictures(1, (16, 16), seed=5)]
+    protected = photoguard_encoder(iterations=2).immunize(images, [None] * 3, editor=ToyEditor(), seeds=[0, 1, 2])
+    assert [p.size for p in protected] == [i.size for i in images]
+    assert all(measure(a, b).levels <= 7 for a, b in zip(images, protected, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- resume, early stop
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        sifm(iterations=8),
+        advdm(iterations=8, grad_reps=2),
+        advdm(iterations=8, start="uniform", patience=3),
+        photoguard_encoder(iterations=8, step="adam", alpha=1e-3),
+        sifm(iterations=8, noise="fresh_imm"),
+    ],
+    ids=["sifm", "advdm", "patience", "adam", "fresh"],
+)
+def test_resume_equals_uninterrupted(attack: PGD, tmp_path: Any) -> None:
+    whole = attack.run(pictures(2), ["a b", "c"], editor=ToyEditor(), seeds=[3, 4])
+
+    def stop(progress: Progress) -> None:
+        if progress.iteration == 5:
+            raise KeyboardInterrupt
+
+    cut = PGD(attack.objective, attack.pgd, name=attack.name, preset=attack.preset, progress=stop, checkpoint=tmp_path, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(pictures(2), ["a b", "c"], editor=ToyEditor(), seeds=[3, 4])
+    seen: list[int] = []
+    cut.progress = lambda p: seen.append(p.iteration)
+    resumed = cut.run(pictures(2), ["a b", "c"], editor=ToyEditor(), seeds=[3, 4])
+    assert seen[0] == 5, "went on from the checkpoint after iteration 4"
+    assert [i.tobytes() for i in resumed.images] == [i.tobytes() for i in whole.images]
+    assert resumed.histories == whole.histories
+    # Finished: a third run only reads.
+    seen.clear()
+    again = cut.run(pictures(2), ["a b", "c"], editor=ToyEditor(), seeds=[3, 4])
+    assert seen == [] and [i.tobytes() for i in again.images] == [i.tobytes() for i in whole.images]
+    # Another seed is another run.
+    cut.run(pictures(2), ["a b", "c"], editor=ToyEditor(), seeds=[3, 5])
+    assert seen[0] == 1
+
+
+def test_a_damaged_checkpoint_says_so(tmp_path: Any) -> None:
+    attack = photoguard_encoder(iterations=2, checkpoint=tmp_path)
+    run(attack)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(IntegrityError, match="delete it to start afresh"):
+        run(attack)
+
+
+def test_early_stop_is_per_picture() -> None:
+    # A constant picture has a flat loss once its corner is reached; the history then ends.
+    attack = PGD(Linear(), PGDSettings(eps=0.01, alpha=0.005, iterations=30, patience=3))
+    result = attack.run([grey(), grey(100)], ["", ""], editor=ToyEditor(), seeds=[0, 1])
+    assert all(len(h) < 12 for h in result.histories)
+    assert result.histories[0][-1] < result.histories[0][0]
+
+
+# ------------------------------------------------------------------------------------------------- masks, progress
+
+
+def test_masked_pixels_never_change() -> None:
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:, :8] = 255
+    image = pictures(1)[0]
+    (protected,) = advdm(iterations=3).immunize([image], ["a"], editor=ToyEditor(), seeds=[0], masks=[PIL.Image.fromarray(mask)])
+    change = np.asarray(protected).astype(int) - np.asarray(image)
+    assert not change[:, 8:].any() and change[:, :8].any()
+    with pytest.raises(UsageError, match=r"masks\[0\] must be a greyscale picture or array \(16, 16\)"):
+        advdm(iterations=1).immunize([image], ["a"], editor=ToyEditor(), seeds=[0], masks=[mask[:4]])
+
+
+def test_progress_reports_every_iteration_and_picture() -> None:
+    seen: list[Progress] = []
+    attack = photoguard_encoder(iterations=3, batch_size=2, progress=seen.append)
+    run(attack, n=3)
+    assert [(p.batch, p.iteration, p.pictures) for p in seen] == [
+        (0, 1, (0, 1)), (0, 2, (0, 1)), (0, 3, (0, 1)), (1, 1, (2,)), (1, 2, (2,)), (1, 3, (2,)),
+    ]  # fmt: skip
+    assert seen[0].batches == 2 and seen[0].iterations == 3 and len(seen[0].losses) == 2
+
+
+def test_half_precision_keeps_float32_delta_and_agrees_with_full() -> None:
+    full = photoguard_encoder(iterations=5, start="zero").run(pictures(1), [""], editor=ToyEditor(), seeds=[0])
+    half = photoguard_encoder(iterations=5, start="zero", precision="bfloat16").run(pictures(1), [""], editor=ToyEditor(), seeds=[0])
+    assert half.deltas[0].dtype == torch.float32
+    assert half.histories[0][-1] == pytest.approx(full.histories[0][-1], rel=0.02)
+
+
+def test_loss_scale_is_divided_out() -> None:
+    plain = one_step(photoguard_encoder().objective, ToyEditor(dtype=torch.float64), to_tensor(pictures(1)).double(), [""])
+    attack = photoguard_encoder(iterations=3, loss_scale=1024.0)
+    assert run(attack) == run(photoguard_encoder(iterations=3))
+    assert plain.gradient.dtype == torch.float64
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+
+def test_errors_name_argument_expectation_and_remedy() -> None:
+    attack, images = sifm(iterations=1), pictures(1)
+    with pytest.raises(UsageError, match=r"give editor= \(a white-box editor"):
+        attack.immunize(images, [""], seeds=[0])
+    with pytest.raises(UsageError, match="sifm is not defined for this editor.*black box"):
+        attack.immunize(images, [""], editor=BlackBox(), seeds=[0])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="prompts must hold one entry per image: 1 images, 2 prompts"):
+        attack.immunize(images, ["a", "b"], editor=ToyEditor(), seeds=[0])
+    with pytest.raises(UsageError, match="one string prompts"):
+        attack.immunize(images, "a", editor=ToyEditor(), seeds=[0])
+    with pytest.raises(UsageError, match="multiples of 4; use isr.immunize"):
+        attack.immunize(pictures(1, (10, 16)), [""], editor=ToyEditor(), seeds=[0])
+    with pytest.raises(UsageError, match="must be an 8-bit RGB picture, not mode 'L'"):
+        attack.immunize([images[0].convert("L")], [""], editor=ToyEditor(), seeds=[0])
+    with pytest.raises(IsrError, match=r"images \[0\] is not finite in iteration 2; use precision"):
+        PGD(Linear(poison=1), PGDSettings(iterations=3)).immunize(images, [""], editor=ToyEditor(), seeds=[0])
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        ({"eps": 8}, "divide levels by 255"),
+        ({"eps": float("nan")}, "positive number"),
+        ({"norm": "l1"}, "norm must be one of linf, l2"),
+        ({"step": "signed"}, "step must be one of sign, normalised, adam"),
+        ({"iterations": 0}, "iterations must be a whole number of at least 1"),
+        ({"alpha": 2}, "at most 1 for sign steps"),
+        ({"patience": 0}, "None for no early stop"),
+    ],
+)
+def test_settings_refuse_what_makes_no_sense(bad: dict[str, Any], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        PGDSettings(**bad)
+
+
+def test_unknown_settings_and_presets_are_named() -> None:
+    with pytest.raises(UsageError, match=r"no setting 'epsilon'"):
+        sifm(epsilon=0.1)
+    with pytest.raises(UsageError, match=r"no setting 'iteration' \(did you mean 'iterations'"):
+        sifm(iteration=3)
+    with pytest.raises(UsageError, match="no preset 'fast'; it has paper, native"):
+        sifm(preset="fast")
+
+
+def test_settings_are_json_able_and_declare_the_budget() -> None:
+    import json
+
+    recorded = json.loads(json.dumps(sifm(lam=0.5).settings()))
+    assert recorded["budget"] == {"norm": "linf", "eps": 0.03}
+    assert recorded["objective"]["lam"] == 0.5 and recorded["pgd"]["iterations"] == 100
+    assert dataclasses.replace(PGDSettings(), eps=0.1).budget.eps == 0.1
+
+
+def test_given_numbers_replace_draws_by_name() -> None:
+    draws = Draws([0, 1], given={"noise": torch.ones(2, 3), "timestep": [torch.tensor([1, 2]), torch.tensor([3, 4])]})
+    like = torch.zeros(1)
+    assert torch.equal(draws.normal("noise", (3,), like), torch.ones(2, 3))
+    assert draws.integer("timestep", 0, 9).tolist() == [1, 2]
+    assert draws.integer("timestep", 0, 9).tolist() == [3, 4]
+    with pytest.raises(UsageError, match="holds 2 draws, but another one was asked for"):
+        draws.integer("timestep", 0, 9)
+    with pytest.raises(UsageError, match=r"given\['noise'\] must have shape \(2, 4\), not \(2, 3\)"):
+        draws.normal("noise", (4,), like)
