@@ -144,12 +144,12 @@ class RefereeJudge(AskJudge):
 
         net, heads = self._loaded.net, self._loaded.config["heads"]
         with torch.inference_mode():
-            edited = torch.stack([_pixels(e) for e, _, _ in cases])
-            original = torch.stack([_pixels(o) for _, o, _ in cases])
-            seen = net.attributes(edited)
-            before = net.attributes(original)["category"].argmax(1).tolist()
+            edits = torch.stack([_pixels(e) for e, _, _ in cases])
+            originals = torch.stack([_pixels(o) for _, o, _ in cases])
+            seen = net.attributes(edits)
+            before = net.attributes(originals)["category"].argmax(1).tolist()
             after = seen["category"].argmax(1).tolist()
-            degraded = net.degradation(edited, original).tolist()
+            degraded = net.degradation(edits, originals).tolist()
             rows = []
             for i, found in enumerate(meanings):
                 category = heads["category"][before[i]]

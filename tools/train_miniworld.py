@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=None, help="limit on training time over all runs of the stage")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw pictures")
+    parser.add_argument("--start", type=Path, default=None, help="autoencoder: begin from this diffusers autoencoder")
     parser.add_argument("--only", default=None, help="referees: train this one alone (a, b or c)")
     parser.add_argument("--package", type=Path, default=None, help="export: the folder that gets the weights")
     parser.add_argument("--tiny", action="store_true", help="sizes for a test of a few seconds")

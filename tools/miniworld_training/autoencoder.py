@@ -53,21 +53,43 @@ def _slopes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
 
+def warm_start(model: Any, folder: Path) -> int:
+    """Copy from another autoencoder every tensor that has a place of the same shape; returns how many.
+
+    Blocks are matched from the pixel side, so that one with more halvings can lend its fine levels.
+    """
+    other = AutoencoderKL.from_pretrained(folder)
+    more = len(other.config.block_out_channels) - len(model.config.block_out_channels)
+    own = model.state_dict()
+    copied = 0
+    for name, value in other.state_dict().items():
+        parts = name.split(".")
+        if parts[:2] == ["decoder", "up_blocks"]:
+            parts[2] = str(int(parts[2]) - more)
+        place = own.get(".".join(parts))
+        if place is not None and place.shape == value.shape:
+            place.copy_(value)
+            copied += 1
+    return copied
+
+
 def train_autoencoder(
     pairs: Pairs,
     folder: Path,
     *,
     plan: Plan,
     ranks: Ranks,
-    batch: int = 12,
+    batch: int = 6,
     widths: tuple[int, ...] = (16, 32, 64),
     channels: int = 8,
     held_out: int = HELD_OUT,
     seed: int = 0,
+    start: Path | None = None,
 ) -> Any:
     """Train and save the diffusers folder `folder/vae`. Returns the averaged model (on rank 0 and others alike)."""
     torch.manual_seed(seed)
     model = build(widths=widths, channels=channels)
+    copied = warm_start(model, start) if start is not None else 0
     flat = pairs.pictures.reshape(-1, *pairs.pictures.shape[2:])
     usable = len(flat) - 2 * held_out
     exam = pixels(flat[-2 * held_out :][: min(256, 2 * held_out)])
@@ -96,7 +118,7 @@ def train_autoencoder(
         folder=folder,
         check=check,
         seed=seed,
-        card={"batch": batch * ranks.world},
+        card={"batch": batch * ranks.world, "warm_started_tensors": copied},
     )
     vae: Any = averages["vae"]
     if ranks.first:

@@ -37,7 +37,7 @@ def autoencoder(options: argparse.Namespace) -> None:
     folder = options.work / "autoencoder"
     plan = _plan(options, Plan(steps=2400, rate=1.5e-3, check=200))
     sizes = {"widths": (8, 16, 16), "batch": 2, "held_out": 4} if options.tiny else {}
-    vae = train_autoencoder(data, folder, plan=plan, ranks=ranks, **sizes)
+    vae = train_autoencoder(data, folder, plan=plan, ranks=ranks, start=options.start, **sizes)
     if ranks.first:
         cache_latents(vae, data, folder)
 
