@@ -169,7 +169,7 @@ class GeminiJudge(ServiceJudge):
         raise failure
 
     def _read(self, body: str) -> Reply:
-        reply = read_body(body, self.name, self._scrub)
+        reply = read_body(self._clean(body), self.name, self._scrub)
         substituted = self._check_served(reply.served_model)
         if substituted is None:
             return reply

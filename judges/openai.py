@@ -155,7 +155,7 @@ class OpenAIJudge(ServiceJudge):
         raise failure
 
     def _read(self, body: str, headers: Mapping[str, str]) -> Reply:
-        envelope = _envelope(body, self.name)
+        envelope = _envelope(self._clean(body), self.name)
         if isinstance(envelope.get("error"), dict) and not envelope.get("choices"):
             # Routers answer 200 and put the status of the model's own server into the body.
             code = envelope["error"].get("code")
@@ -164,7 +164,9 @@ class OpenAIJudge(ServiceJudge):
             if isinstance(failure, Reply):
                 return failure
             raise failure
-        reply = read_envelope(envelope, self.name, self._scrub, request_id=headers.get("x-request-id"))
+        reply = read_envelope(
+            envelope, self.name, self._scrub, request_id=self._clean(headers.get("x-request-id") or "") or None
+        )
         substituted = self._check_served(reply.served_model)
         if substituted is None:
             return reply

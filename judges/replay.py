@@ -7,19 +7,14 @@ import warnings
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any, NamedTuple
 
 from isr.errors import IntegrityError, JudgeStoppedError, UsageError
 from isr.protocols import Ask, JudgeLimits, Question, Reply
 from isr.schema import Call, CaseRecord, Judgement
+from isr.store import RunFiles
 
 __all__ = ["ReplayJudge", "ReplayKey", "question_key"]
-
-_Row = TypeVar("_Row", bound=BaseModel)
-#: Largest file that is read: a stranger's run must not exhaust the memory.
-MAX_BYTES = 2_000_000_000
 
 
 class ReplayKey(NamedTuple):
@@ -104,12 +99,21 @@ class ReplayJudge:
 
     @classmethod
     def from_run(cls, run: str | Path) -> list[ReplayJudge]:
-        """One judge per judge of a run directory (`cases.jsonl`, `judgements.jsonl`)."""
-        folder = Path(run)
-        if not folder.is_dir():
-            raise UsageError(f"replay: {str(run)!r} is not a run directory")
-        cases = _rows(folder / "cases.jsonl", CaseRecord)
-        return cls.from_records(_rows(folder / "judgements.jsonl", Judgement), cases, source=str(run))
+        """One judge per judge of a run directory, in the order of its first judgements.
+
+        Raises:
+            UsageError: not a run directory, no reply in it, or a run whose pictures were shrunk before they were sent
+                (its replies belong to pictures that the run does not name).
+        """
+        files = RunFiles.at(run)
+        lock = files.read_lock()
+        max_side = (lock.get("settings") or {}).get("max_side")
+        if max_side is not None:
+            raise UsageError(
+                f"replay: {str(run)!r} was judged with max_side={max_side}, so its replies cannot be matched with new questions. "
+                f"To compute its numbers again, use  isr replay {run}"
+            )
+        return cls.from_records(files.judgements(), files.cases(), source=str(run))
 
     @property
     def name(self) -> str:
@@ -154,19 +158,3 @@ class ReplayJudge:
             response_id=call.response_id,
             usage=call.usage,
         )
-
-
-def _rows(path: Path, kind: type[_Row]) -> list[_Row]:
-    if path.is_symlink() or not path.is_file():
-        raise UsageError(f"replay: {path} is missing or a link; a run directory holds it as a plain file")
-    if path.stat().st_size > MAX_BYTES:
-        raise IntegrityError(f"replay: {path} is larger than {MAX_BYTES:,} bytes")
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    rows.append(kind.model_validate_json(line))
-                except ValidationError as error:
-                    raise IntegrityError(f"{path}, line {number}: {error.errors()[0]['msg']}") from None
-    return rows

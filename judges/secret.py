@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
-__all__ = ["Secret", "environment_secrets", "find_key", "scrub"]
+__all__ = ["REMOVED", "Secret", "environment_secrets", "find_key", "scrub"]
 
-_MARK = "[key removed]"
+#: Stands where a key was.
+REMOVED = "[key removed]"
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?\Z")
 #: Shorter values would cut ordinary words out of messages.
 _SHORTEST = 8
@@ -49,7 +50,7 @@ def scrub(text: object, secrets: Iterable[Secret | str | None] = (), *, limit: i
     for secret in secrets:
         value = secret.reveal() if isinstance(secret, Secret) else secret
         if value:
-            line = line.replace(value, _MARK)
+            line = line.replace(value, REMOVED)
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

@@ -14,7 +14,7 @@ from isr.schema import NoVerdict
 
 from .endpoint import Endpoint, parse_endpoint
 from .models import accepted
-from .secret import Secret, find_key, scrub
+from .secret import REMOVED, Secret, find_key, scrub
 from .served import same_model
 
 if TYPE_CHECKING:
@@ -167,6 +167,10 @@ class ServiceJudge:
 
     def _scrub(self, text: object) -> str:
         return scrub(text, (self._key,))
+
+    def _clean(self, body: str) -> str:
+        """A received body without the key: a server may echo it into a reply, and replies are stored and printed."""
+        return body.replace(self._key.reveal(), REMOVED) if self._key is not None else body
 
     def _http_client(self) -> httpx2.AsyncClient:
         """Our own client: no redirects (a key never follows one), as many connections as calls may be under way, and

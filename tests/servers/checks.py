@@ -61,14 +61,20 @@ def only(where: str, value: Any, allowed: Iterable[str], *, gemini: bool = False
     return value
 
 
-def decode_picture(data: Any, mime: Any) -> bytes:
-    """Strict base64 of a picture whose first bytes fit its type."""
+_STANDARD = str.maketrans("-_", "+/")
+
+
+def decode_picture(data: Any, mime: Any, *, url_safe: bool = False) -> bytes:
+    """Strict base64 of a picture whose first bytes fit its type.
+
+    url_safe: take the URL-safe alphabet too, as proto3 JSON does (google-genai writes it).
+    """
     if mime not in MAGIC:
         raise Rejected(400, f"Unsupported MIME type: {mime}")
     if not isinstance(data, str) or not data:
         raise Rejected(400, "picture data is missing")
     try:
-        raw = base64.b64decode(data, validate=True)
+        raw = base64.b64decode(data.translate(_STANDARD) if url_safe else data, validate=True)
     except (binascii.Error, ValueError):
         raise Rejected(400, "Base64 decoding failed") from None
     if not raw.startswith(MAGIC[mime]):

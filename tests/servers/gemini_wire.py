@@ -109,7 +109,9 @@ def _contents(contents: Any) -> tuple[list[str], list[bytes]]:
                 text.append(part["text"])
             else:
                 blob = only("inline_data", next(iter(part.values())), ("data", "mimeType", "mime_type"), gemini=True)
-                pictures.append(decode_picture(blob.get("data"), blob.get("mimeType", blob.get("mime_type"))))
+                pictures.append(
+                    decode_picture(blob.get("data"), blob.get("mimeType", blob.get("mime_type")), url_safe=True)
+                )
     return text, pictures
 
 
