@@ -1,6 +1,71 @@
-"""isr.editors."""
+"""isr.editors: text-guided editors, from the paper's three families to anyone's function.
+
+`load_editor` is the one way in. Nothing heavy is imported until an editor is made.
+"""
+
+from __future__ import annotations
 
 if __name__ == "editors":
     raise ImportError(
         "import isr.editors, not the bare folder name 'editors' (a second copy of every class would exist)"
     )
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from isr.errors import UsageError
+from isr.protocols import Editor
+from isr.registry import EDITORS
+
+__all__ = ["load_editor"]
+
+
+def load_editor(editor: str | Path | Callable[..., Any] | Editor, **options: Any) -> Editor:
+    """An editor from whatever names it.
+
+    Args:
+        editor: a registered name ("ip2p", "mini-ip2p", …; `isr editors` lists them), a folder in diffusers layout (its
+            model_index.json says the family), a catalogued hub name ("timbrooks/instruct-pix2pix"), a function
+            (image, prompt, seed) → image, or an editor, which is returned as it is.
+        options: device, dtype, batch_size, resolution, revision, offline, `defaults={"steps": …}`, …: see the family's class.
+
+    Raises:
+        RegistryError: no such name (near matches are listed).
+        MissingExtraError: torch, diffusers or MiniWorld's weights are not installed.
+        loading.EditorLoadError: the weights cannot be had.
+    """
+    if isinstance(editor, Editor):
+        if options:
+            raise UsageError(f"{editor.name} is made already; options {sorted(options)} go where it is made")
+        return editor
+    if isinstance(editor, str | Path):
+        return _by_name(editor, options)
+    if callable(editor):
+        from .function import FunctionEditor
+
+        return FunctionEditor(editor, **options)
+    raise UsageError(f"editor must be a name, a folder, a function or an editor, got {type(editor).__name__}")
+
+
+def _by_name(editor: str | Path, options: dict[str, Any]) -> Editor:
+    from .catalog import entries, make
+
+    if isinstance(editor, str) and not Path(editor).expanduser().is_dir():
+        for row in entries().values():
+            if row.source == editor:
+                return make(row.name, **options)
+        if "/" not in editor and "\\" not in editor:
+            made: Editor = EDITORS.create(editor, **options)
+            return made
+        raise UsageError(
+            f"{editor!r} is neither a folder nor a catalogued hub name. For a checkpoint of a known family give the family's "
+            f"name and the checkpoint as source=, e.g. load_editor('ip2p', source={editor!r}); `isr editors` lists the names"
+        )
+    from .families import class_of
+    from .loading import check_environment
+
+    check_environment("a diffusion editor")
+    folder = Path(editor).expanduser()
+    loaded: Editor = class_of(folder).from_pretrained(str(folder), **options)
+    return loaded

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from isr.errors import UsageError
 from isr.protocols import Traits
 
+from .checks import check_call
 from .hooks import first_tensor, read_modules
 from .loading import Part, check_environment, fingerprint, load_parts, locate, memory_hint, read_index
 from .schedules import Kind, clean_of, expand, noise_of, target_of
@@ -268,6 +269,10 @@ class DiffusionEditor(ABC):
     @property
     def traits(self) -> Traits:
         return self._traits
+
+    def set_traits(self, traits: Traits) -> None:
+        """Replace the traits (the catalogue knows licence and native size; the class does not)."""
+        self._traits = traits
 
     @property
     def device(self) -> torch.device:
@@ -637,26 +642,6 @@ def batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[
     for group in groups.values():
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]
-
-
-def check_call(images: Sequence[PIL.Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> None:
-    """The arguments of every editor's `edit`."""
-    if isinstance(prompts, str):
-        raise UsageError("prompts must be a list with one text per picture, got one text; write [prompt]")
-    if not len(images) == len(prompts) == len(seeds):
-        raise UsageError(
-            f"edit needs one prompt and one seed per picture, got {len(images)} pictures, {len(prompts)} prompts, {len(seeds)} seeds"
-        )
-    for index, image in enumerate(images):
-        if not isinstance(image, PIL.Image.Image) or image.mode != "RGB":
-            what = f"a picture of mode {image.mode}" if isinstance(image, PIL.Image.Image) else type(image).__name__
-            raise UsageError(f"images[{index}] must be an 8-bit RGB PIL.Image, got {what}; convert it first")
-    for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise UsageError(f"prompts[{index}] must be a text, got {type(prompt).__name__}")
-    for index, seed in enumerate(seeds):
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-            raise UsageError(f"seeds[{index}] must be a whole number, got {type(seed).__name__}")
 
 
 def tokens_of(tokenizer: Any, prompts: Sequence[str], editor: str, *, length: int | None = None) -> Any:
