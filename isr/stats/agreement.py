@@ -73,10 +73,8 @@ class PairSums:
             for a, b in pairs
         ]
         #: (items, m = pairs · K · K); add it up over items, with any weights, and pass it to the methods below.
-        self.items: FloatArray = (
-            np.stack(tables, axis=1).reshape(len(ratings), -1).astype(np.float64)
-            if pairs
-            else np.zeros((len(ratings), 0))
+        self.items: FloatArray = np.concatenate(
+            [np.zeros((len(ratings), 0)), *(t.reshape(len(ratings), categories**2) for t in tables)], axis=1
         )
 
     def tables(self, sums: FloatArray) -> FloatArray:
