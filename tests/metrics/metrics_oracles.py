@@ -7,7 +7,13 @@ import sys
 from types import ModuleType
 from typing import Any
 
-STUBS = ("torchvision", "torchvision.models", "torchvision.models.inception", "torchvision.transforms", "torchvision.models.utils")
+STUBS = (
+    "torchvision",
+    "torchvision.models",
+    "torchvision.models.inception",
+    "torchvision.transforms",
+    "torchvision.models.utils",
+)
 
 
 class _Anything(ModuleType):
