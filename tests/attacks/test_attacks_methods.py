@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from toy import ToyEditor, pictures
-from torch import Tensor
-
 from isr.attacks.pgd import PGD, one_step, to_tensor
+from torch import Tensor
+from toy import ToyEditor, pictures
+
 from isr.errors import UsageError
 from isr.registry import ATTACKS
 
@@ -31,7 +31,16 @@ def make(name: str, **settings: Any) -> PGD:
 def test_every_paper_method_and_the_extra_ones_are_registered() -> None:
     names = {p.name for p in ATTACKS.list()}
     assert {*GRADIENT_METHODS, "noise"} <= names
-    for alias, name in {"PhotoGE": "photoguard-encoder", "PhotoGD": "photoguard-diffusion", "ED": "editshield", "SA": "semantic", "ACE": "ace", "SDS": "sds", "MIST": "mist", "SIFM": "sifm"}.items():
+    for alias, name in {
+        "PhotoGE": "photoguard-encoder",
+        "PhotoGD": "photoguard-diffusion",
+        "ED": "editshield",
+        "SA": "semantic",
+        "ACE": "ace",
+        "SDS": "sds",
+        "MIST": "mist",
+        "SIFM": "sifm",
+    }.items():
         assert ATTACKS.resolve(alias) == name
 
 
@@ -63,7 +72,10 @@ def test_sds_moves_the_latent_against_the_score(prediction: str, kind: str) -> N
     """⟨g, z⟩ at the same (t, n) falls over steps. (That the *denoising loss* falls needs a trained denoiser: SDS drops the
     Jacobian, so for random weights nothing promises it.)"""
     editor, clean = ToyEditor(prediction, kind), to_tensor(pictures(2))
-    given = {"noise": torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)), "timestep": torch.tensor([300, 500])}
+    given = {
+        "noise": torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)),
+        "timestep": torch.tensor([300, 500]),
+    }
     attack, delta, losses = make("sds", eps=0.12, alpha=0.015), torch.zeros_like(clean), []
     for _ in range(6):
         step = one_step(attack.objective, editor, clean, PROMPTS, delta=delta, settings=attack.pgd, given=given)
@@ -139,22 +151,26 @@ def test_an_editor_that_offers_condition_of_is_encoded_once() -> None:
     a = make("sifm", iterations=3).immunize(pictures(1), ["a b"], editor=plain, seeds=[0])
     b = make("sifm", iterations=3).immunize(pictures(1), ["a b"], editor=shared, seeds=[0])
     assert a[0].tobytes() == b[0].tobytes()
-    assert plain.calls["encoder"] == 2 + 2 * 3 and shared.calls["encoder"] == 1 + 3
+    assert plain.calls["encoder"] == 2 + 2 * 3
+    assert shared.calls["encoder"] == 1 + 3
 
 
 @pytest.mark.parametrize(
-    ("name", "lacks"), [("semantic", "attention"), ("photoguard-diffusion", "rollout"), ("sifm", "features"), ("advdm", "predict")]
+    ("name", "lacks"),
+    [("semantic", "attention"), ("photoguard-diffusion", "rollout"), ("sifm", "features"), ("advdm", "predict")],
 )
 def test_not_defined_for_this_editor(name: str, lacks: str) -> None:
     editor = ToyEditor()
     setattr(editor, lacks, None)
-    with pytest.raises(UsageError, match=rf"{name} is not defined for this editor \('toy', family 'toy'\): it needs {lacks}"):
+    with pytest.raises(
+        UsageError, match=rf"{name} is not defined for this editor \('toy', family 'toy'\): it needs {lacks}"
+    ):
         make(name).immunize(pictures(1), ["a"], editor=editor, seeds=[0])
 
 
 @pytest.mark.parametrize("name", ["sifm", "advdm", "mist", "ace", "semantic"])
 def test_condition_path_is_not_defined_where_there_is_no_condition(name: str) -> None:
-    with pytest.raises(UsageError, match="is not defined for this editor.*enters it only through the noisy latent"):
+    with pytest.raises(UsageError, match=r"is not defined for this editor.*enters it only through the noisy latent"):
         make(name, path="cond").immunize(pictures(1), ["a"], editor=ToyEditor(image="latent"), seeds=[0])
 
 
@@ -174,7 +190,8 @@ def test_paths_carry_the_gradient_they_name() -> None:
     editor = ToyEditor(dtype=torch.float64)
     both, lat, cond = (gradient(editor, p) for p in ("both", "lat", "cond"))
     assert torch.allclose(both, lat + cond, atol=1e-12), "two additive routes at δ = 0"
-    assert float(lat.abs().max()) > 0 and float(cond.abs().max()) > 0
+    assert float(lat.abs().max()) > 0
+    assert float(cond.abs().max()) > 0
     editor.w1[:, 4:] = 0
     assert float(gradient(editor, "cond").abs().max()) == 0
 
@@ -207,8 +224,10 @@ def test_semantic_batches_pictures_with_different_columns() -> None:
 
 def test_editshield_gradient_is_zero_at_zero_and_the_preset_therefore_starts_beside_it() -> None:
     step = one_step(make("editshield").objective, ToyEditor(), to_tensor(pictures(1)), [""])
-    assert not step.gradient.any() and not step.delta.any()
-    assert make("editshield").pgd.start == "small" and make("end-to-end").pgd.start == "small"
+    assert not step.gradient.any()
+    assert not step.delta.any()
+    assert make("editshield").pgd.start == "small"
+    assert make("end-to-end").pgd.start == "small"
 
 
 def test_editshield_range_bug_feeds_the_encoder_unit_pixels() -> None:
@@ -228,7 +247,10 @@ def test_mist_weight_is_the_authors_balance_in_means() -> None:
     # Σ(z−z_T)² − 10⁴ · mean over 4·64·64 = 16384 elements is 16384 · (MSE − 0.6104 · L).
     assert make("mist").objective.options()["weight"] == pytest.approx(0.6103515625)
     editor, clean = ToyEditor(dtype=torch.float64), to_tensor(pictures(2)).double()
-    parts = {mode: one_step(make("mist", mode=mode).objective, editor, clean, PROMPTS, seeds=[0, 1]) for mode in ("fused", "texture", "semantic")}
+    parts = {
+        mode: one_step(make("mist", mode=mode).objective, editor, clean, PROMPTS, seeds=[0, 1])
+        for mode in ("fused", "texture", "semantic")
+    }
     want = parts["texture"].gradient + 0.6103515625 * parts["semantic"].gradient
     assert torch.allclose(parts["fused"].gradient, want, rtol=1e-10, atol=1e-14)
 
@@ -242,7 +264,8 @@ def test_ace_plus_adds_the_latent_pull() -> None:
     with pytest.raises(UsageError, match="of='velocity' is for flow editors"):
         one_step(make("ace", of="velocity").objective, editor, clean, PROMPTS)
     velocity = one_step(make("ace", of="velocity").objective, ToyEditor("flow", dtype=torch.float64), clean, PROMPTS)
-    assert torch.isfinite(velocity.gradient).all() and velocity.gradient.any()
+    assert torch.isfinite(velocity.gradient).all()
+    assert velocity.gradient.any()
 
 
 def test_directions_are_opposite() -> None:
@@ -264,7 +287,8 @@ def test_diffusionguard_sees_pure_noise_at_the_first_timestep() -> None:
     editor = Spy()
     one_step(make("diffusionguard").objective, editor, to_tensor(pictures(1)), ["a"], given={"noise": noise})
     ((noisy, t),) = seen
-    assert torch.equal(noisy, noise) and t.tolist() == [editor.timesteps(4)[0].item()]
+    assert torch.equal(noisy, noise)
+    assert t.tolist() == [editor.timesteps(4)[0].item()]
 
 
 def test_photoguard_targets() -> None:

@@ -12,9 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
-from toy import BlackBox, ToyEditor, pictures
-
 from isr.attacks.advdm import advdm
 from isr.attacks.context import Context, Draws
 from isr.attacks.objective import Objective
@@ -23,6 +20,9 @@ from isr.attacks.photoguard_encoder import photoguard_encoder
 from isr.attacks.settings import PGDSettings
 from isr.attacks.sifm import sifm
 from isr.attacks.steps import clip_pixels, descend, first_delta, norms, project
+from torch import Tensor
+from toy import BlackBox, ToyEditor, pictures
+
 from isr.errors import IntegrityError, IsrError, UsageError
 from isr.perturbation import measure
 
@@ -50,7 +50,10 @@ def grey(value: int = 128, size: tuple[int, int] = (8, 8)) -> PIL.Image.Image:
 def run(attack: PGD, n: int = 2, **more: Any) -> list[bytes]:
     editor = more.pop("editor", None) or ToyEditor()
     images = more.pop("images", None) or pictures(n)
-    return [i.tobytes() for i in attack.immunize(images, ["a b"] * len(images), editor=editor, seeds=range(len(images)), **more)]
+    return [
+        i.tobytes()
+        for i in attack.immunize(images, ["a b"] * len(images), editor=editor, seeds=range(len(images)), **more)
+    ]
 
 
 def test_linear_loss_reaches_the_corner_of_the_linf_ball_in_whole_levels() -> None:
@@ -113,7 +116,8 @@ def test_a_zero_gradient_moves_nothing(step: Any) -> None:
 def test_starts_lie_where_they_say() -> None:
     clean = torch.full((2, 3, 16, 16), 0.5)
     box = first_delta(clean, PGDSettings(start="uniform"), Draws([0, 1]))
-    assert float(box.abs().max()) <= 0.03 and float(box.abs().max()) > 0.029  # 768 draws come near the edge
+    assert float(box.abs().max()) <= 0.03
+    assert float(box.abs().max()) > 0.029
     small = first_delta(clean, PGDSettings(start="small"), Draws([0, 1]))
     assert 0.0035 < float(small.abs().max()) <= 1 / 255
     ball = first_delta(clean, PGDSettings(start="uniform", norm="l2", eps=2.0), Draws([0, 1]))
@@ -127,9 +131,12 @@ def test_reclip_is_what_distinguishes_algorithm_1() -> None:
     clean, delta = torch.ones(1, 3, 1, 1), torch.full((1, 3, 1, 1), 0.02)
     usual, x = clip_pixels(delta, clean, PGDSettings())
     kept, same = clip_pixels(delta, clean, PGDSettings(reclip=False))
-    assert float(usual.max()) == 0.0 and torch.equal(kept, delta)
-    assert torch.equal(x, clean) and torch.equal(same, clean)
-    assert sifm().pgd.reclip is False and photoguard_encoder().pgd.reclip is True
+    assert float(usual.max()) == 0.0
+    assert torch.equal(kept, delta)
+    assert torch.equal(x, clean)
+    assert torch.equal(same, clean)
+    assert sifm().pgd.reclip is False
+    assert photoguard_encoder().pgd.reclip is True
 
 
 # ------------------------------------------------------------------------------------------------------- sameness
@@ -183,7 +190,15 @@ def test_resume_equals_uninterrupted(attack: PGD, tmp_path: Any) -> None:
         if progress.iteration == 5:
             raise KeyboardInterrupt
 
-    cut = PGD(attack.objective, attack.pgd, name=attack.name, preset=attack.preset, progress=stop, checkpoint=tmp_path, checkpoint_every=2)
+    cut = PGD(
+        attack.objective,
+        attack.pgd,
+        name=attack.name,
+        preset=attack.preset,
+        progress=stop,
+        checkpoint=tmp_path,
+        checkpoint_every=2,
+    )
     with pytest.raises(KeyboardInterrupt):
         cut.run(pictures(2), ["a b", "c"], editor=ToyEditor(), seeds=[3, 4])
     seen: list[int] = []
@@ -195,7 +210,8 @@ def test_resume_equals_uninterrupted(attack: PGD, tmp_path: Any) -> None:
     # Finished: a third run only reads.
     seen.clear()
     again = cut.run(pictures(2), ["a b", "c"], editor=ToyEditor(), seeds=[3, 4])
-    assert seen == [] and [i.tobytes() for i in again.images] == [i.tobytes() for i in whole.images]
+    assert seen == []
+    assert [i.tobytes() for i in again.images] == [i.tobytes() for i in whole.images]
     # Another seed is another run.
     cut.run(pictures(2), ["a b", "c"], editor=ToyEditor(), seeds=[3, 5])
     assert seen[0] == 1
@@ -225,9 +241,12 @@ def test_masked_pixels_never_change() -> None:
     mask = np.zeros((16, 16), np.uint8)
     mask[:, :8] = 255
     image = pictures(1)[0]
-    (protected,) = advdm(iterations=3).immunize([image], ["a"], editor=ToyEditor(), seeds=[0], masks=[PIL.Image.fromarray(mask)])
+    (protected,) = advdm(iterations=3).immunize(
+        [image], ["a"], editor=ToyEditor(), seeds=[0], masks=[PIL.Image.fromarray(mask)]
+    )
     change = np.asarray(protected).astype(int) - np.asarray(image)
-    assert not change[:, 8:].any() and change[:, :8].any()
+    assert not change[:, 8:].any()
+    assert change[:, :8].any()
     with pytest.raises(UsageError, match=r"masks\[0\] must be a greyscale picture or array \(16, 16\)"):
         advdm(iterations=1).immunize([image], ["a"], editor=ToyEditor(), seeds=[0], masks=[mask[:4]])
 
@@ -239,18 +258,24 @@ def test_progress_reports_every_iteration_and_picture() -> None:
     assert [(p.batch, p.iteration, p.pictures) for p in seen] == [
         (0, 1, (0, 1)), (0, 2, (0, 1)), (0, 3, (0, 1)), (1, 1, (2,)), (1, 2, (2,)), (1, 3, (2,)),
     ]  # fmt: skip
-    assert seen[0].batches == 2 and seen[0].iterations == 3 and len(seen[0].losses) == 2
+    assert seen[0].batches == 2
+    assert seen[0].iterations == 3
+    assert len(seen[0].losses) == 2
 
 
 def test_half_precision_keeps_float32_delta_and_agrees_with_full() -> None:
     full = photoguard_encoder(iterations=5, start="zero").run(pictures(1), [""], editor=ToyEditor(), seeds=[0])
-    half = photoguard_encoder(iterations=5, start="zero", precision="bfloat16").run(pictures(1), [""], editor=ToyEditor(), seeds=[0])
+    half = photoguard_encoder(iterations=5, start="zero", precision="bfloat16").run(
+        pictures(1), [""], editor=ToyEditor(), seeds=[0]
+    )
     assert half.deltas[0].dtype == torch.float32
     assert half.histories[0][-1] == pytest.approx(full.histories[0][-1], rel=0.02)
 
 
 def test_loss_scale_is_divided_out() -> None:
-    plain = one_step(photoguard_encoder().objective, ToyEditor(dtype=torch.float64), to_tensor(pictures(1)).double(), [""])
+    plain = one_step(
+        photoguard_encoder().objective, ToyEditor(dtype=torch.float64), to_tensor(pictures(1)).double(), [""]
+    )
     attack = photoguard_encoder(iterations=3, loss_scale=1024.0)
     assert run(attack) == run(photoguard_encoder(iterations=3))
     assert plain.gradient.dtype == torch.float64
@@ -263,13 +288,13 @@ def test_errors_name_argument_expectation_and_remedy() -> None:
     attack, images = sifm(iterations=1), pictures(1)
     with pytest.raises(UsageError, match=r"give editor= \(a white-box editor"):
         attack.immunize(images, [""], seeds=[0])
-    with pytest.raises(UsageError, match="sifm is not defined for this editor.*black box"):
+    with pytest.raises(UsageError, match=r"sifm is not defined for this editor.*black box"):
         attack.immunize(images, [""], editor=BlackBox(), seeds=[0])  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="prompts must hold one entry per image: 1 images, 2 prompts"):
         attack.immunize(images, ["a", "b"], editor=ToyEditor(), seeds=[0])
     with pytest.raises(UsageError, match="one string prompts"):
         attack.immunize(images, "a", editor=ToyEditor(), seeds=[0])
-    with pytest.raises(UsageError, match="multiples of 4; use isr.immunize"):
+    with pytest.raises(UsageError, match=r"multiples of 4; use isr.immunize"):
         attack.immunize(pictures(1, (10, 16)), [""], editor=ToyEditor(), seeds=[0])
     with pytest.raises(UsageError, match="must be an 8-bit RGB picture, not mode 'L'"):
         attack.immunize([images[0].convert("L")], [""], editor=ToyEditor(), seeds=[0])
@@ -308,7 +333,8 @@ def test_settings_are_json_able_and_declare_the_budget() -> None:
 
     recorded = json.loads(json.dumps(sifm(lam=0.5).settings()))
     assert recorded["budget"] == {"norm": "linf", "eps": 0.03}
-    assert recorded["objective"]["lam"] == 0.5 and recorded["pgd"]["iterations"] == 100
+    assert recorded["objective"]["lam"] == 0.5
+    assert recorded["pgd"]["iterations"] == 100
     assert dataclasses.replace(PGDSettings(), eps=0.1).budget.eps == 0.1
 
 
