@@ -344,7 +344,7 @@ class DiffusionEditor(ABC):
                 not isinstance(value, int) or isinstance(value, bool) or value < 1
             ):
                 raise UsageError(f"{key} must be a whole number of at least 1, got {value!r}")
-            if key in ("guidance", "image_guidance", "eta") and (not number or value < 0):
+            if key in ("guidance", "image_guidance", "true_guidance", "eta") and (not number or value < 0):
                 raise UsageError(f"{key} must be a number of at least 0, got {value!r}")
             if key == "strength" and (not number or not 0 < value <= 1):
                 raise UsageError(f"strength must be a number in (0, 1], got {value!r}")

@@ -214,6 +214,30 @@ def ultraedit(*, mask: bool = False, with_t5: bool = False) -> Built:
     return sd3(in_channels=48 if mask else 32, with_t5=with_t5, pipeline="StableDiffusion3InstructPix2PixPipeline")
 
 
+def kontext(*, dynamic: bool = True) -> Built:
+    from diffusers import FluxTransformer2DModel
+
+    tokenizer = clip_tokenizer()
+    words, encoder = t5(32)
+    net = FluxTransformer2DModel(
+        patch_size=1, in_channels=64, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
+    )  # fmt: skip
+    shift = {
+        "use_dynamic_shifting": True,
+        "base_shift": 0.5,
+        "max_shift": 1.15,
+        "base_image_seq_len": 256,
+        "max_image_seq_len": 4096,
+    }
+    parts = {
+        "transformer": net, "vae": kl_vae(16, 0.3611, 0.1159, quant=False),
+        "scheduler": flow_scheduler(shift=3.0, **(shift if dynamic else {})), "text_encoder": clip_text(tokenizer),
+        "text_encoder_2": encoder, "tokenizer": tokenizer, "tokenizer_2": words, "image_encoder": None, "feature_extractor": None,
+    }  # fmt: skip
+    return parts, "FluxKontextPipeline", {}
+
+
 BUILDERS: dict[str, Callable[..., Built]] = {
-    "ip2p": ip2p, "sd15": sd15, "sdxl": sdxl, "sdxl-ip2p": sdxl_ip2p, "sd3": sd3, "sd35": sd35, "ultraedit-sd3": ultraedit,
+    "ip2p": ip2p, "sd15": sd15, "sdxl": sdxl, "sdxl-ip2p": sdxl_ip2p, "sd3": sd3, "sd35": sd35, "ultraedit-sd3": ultraedit, "kontext": kontext,
 }  # fmt: skip
