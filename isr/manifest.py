@@ -60,7 +60,7 @@ class Row:
 
 def is_manifest(value: object) -> bool:
     """A path whose suffix is that of a manifest."""
-    return isinstance(value, (str, os.PathLike)) and os.fspath(value).lower().endswith(SUFFIXES)
+    return isinstance(value, (str, os.PathLike)) and str(os.fspath(value)).lower().endswith(SUFFIXES)
 
 
 def is_frame(value: object) -> bool:
@@ -179,32 +179,38 @@ def _check_new(values: Mapping[str, Any], checked: set[str], where: str) -> None
 
 
 def _csv(file: Path) -> Iterator[Row]:
-    with _text(file) as stream:
-        head = stream.readline()
-        stream.seek(0)
-        tab = file.suffix.lower() == ".tsv" or ("\t" in head and "," not in head)
-        delimiter = "\t" if tab else ";" if ";" in head and "," not in head else ","
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        try:
-            names = [name.strip() for name in next(reader, [])]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise UsageError(f"{file}: the column {twice[0]!r} stands there more than once; rename one")
-            _check_header(names, str(file))
-            line = reader.line_num
-            for values in reader:
-                where, line = f"{file} line {line + 1}", reader.line_num
-                if not values:
-                    continue
-                if len(values) != len(names):
-                    what = f"{len(values)} values for {len(names)} columns; quote values that hold {delimiter!r}"
-                    yield Row(where, {}, problem=what)
-                    continue
+    try:
+        with _text(file) as stream:
+            head = stream.readline()
+            stream.seek(0)
+            tab = file.suffix.lower() == ".tsv" or ("\t" in head and "," not in head)
+            delimiter = "\t" if tab else ";" if ";" in head and "," not in head else ","
+            yield from _csv_rows(file, csv.reader(stream, delimiter=delimiter, strict=True), delimiter)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file, error) from error
+
+
+def _csv_rows(file: Path, reader: Any, delimiter: str) -> Iterator[Row]:
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if not names:
+            raise UsageError(f"{file}: the manifest is empty; its first line names the columns")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UsageError(f"{file}: the column {twice[0]!r} stands there more than once; rename one")
+        _check_header(names, str(file))
+        line = reader.line_num
+        for values in reader:
+            where, line = f"{file} line {line + 1}", reader.line_num
+            if not values:
+                continue
+            if len(values) == len(names):
                 yield Row(where, dict(zip(names, values, strict=True)), file.parent)
-        except csv.Error as error:
-            raise UsageError(f"{file} line {reader.line_num}: not valid CSV: {error}") from error
-        except UnicodeDecodeError as error:
-            raise _not_utf8(file, error) from error
+            else:
+                what = f"{len(values)} values for {len(names)} columns; quote values that hold {delimiter!r}"
+                yield Row(where, {}, problem=what)
+    except csv.Error as error:
+        raise UsageError(f"{file} line {reader.line_num}: not valid CSV: {error}") from error
 
 
 def _jsonl(file: Path) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from ..errors import Problem
 from ..images import BadImage
 from .columns import clean_columns, is_missing
 from .forms import Draft
-from .shelf import Shelf
+from .shelf import Shelf, picture_name
 from .types import Loaded
 
 __all__ = ["Item", "clean", "rules_over_cases"]
@@ -27,6 +27,7 @@ class Item:
     control: Loaded | None
     columns: dict[str, Any]
     tags: dict[str, Any]
+    names: dict[str, str]
 
 
 def clean(draft: Draft, shelf: Shelf, problems: list[Problem]) -> Item:
@@ -47,7 +48,8 @@ def clean(draft: Draft, shelf: Shelf, problems: list[Problem]) -> Item:
     control = None if is_missing(case.control) else shelf.put(case.control, label("control"), draft.base)
     if control is not None and columns["arm"] == "control":
         problems.append(Problem(label("control"), 'a row with arm="control" has no control of its own; leave it empty'))
-    return Item(label, prompt, edited, original, control, columns, tags)
+    names = {role: picture_name(getattr(case, role), label(role)) for role in ("edited", "original", "control")}
+    return Item(label, prompt, edited, original, control, columns, tags, names)
 
 
 def _prompt(value: Any, label: str, problems: list[Problem]) -> str:

@@ -43,7 +43,15 @@ class Builder:
             made, control = self._control(item, settled(item.control), original, columns)
         elif columns["arm"] != "control":
             control = self._paired(item, columns)
-        case = self._case(edited, original, item.prompt, columns, tags=item.tags, control=control)
+        case = self._case(
+            edited,
+            original,
+            item.prompt,
+            columns,
+            tags=item.tags,
+            control=control,
+            names=(item.names["edited"], item.names["original"]),
+        )
         if columns["arm"] == "control":
             record = case.record
             self._pairs.setdefault(_pair_key(record.prompt, columns), []).append(
@@ -59,7 +67,15 @@ class Builder:
         key = _share_key(picture, original, item.prompt, shared)
         if key in self._made:
             return None, self._made[key]
-        made = self._case(picture, original, item.prompt, shared, tags={}, control=None)
+        made = self._case(
+            picture,
+            original,
+            item.prompt,
+            shared,
+            tags={},
+            control=None,
+            names=(item.names["control"], item.names["original"]),
+        )
         self._made[key] = made.record.case_id
         return made, made.record.case_id
 
@@ -90,6 +106,7 @@ class Builder:
         *,
         tags: dict[str, Any],
         control: str | None,
+        names: tuple[str, str],
     ) -> PreparedCase:
         digests: dict[str, Any] = {"edited": _digest(edited), "original": _digest(original)}
         named = {name: columns[name] for name in ("method", "editor", "seed", "purifier", "prompt_kind", "arm")}
@@ -104,8 +121,8 @@ class Builder:
             case_id=case_id,
             prompt=prompt,
             **digests,
-            edited_name=edited.name,
-            original_name="" if original is None else original.name,
+            edited_name=names[0],
+            original_name="" if original is None else names[1],
             control=control,
             tags=tags,
             **columns,

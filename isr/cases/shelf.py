@@ -12,7 +12,7 @@ from ..errors import Problem
 from ..images import BadImage, ImageError, ImageRef, as_image
 from .types import Loaded
 
-__all__ = ["Shelf", "settled"]
+__all__ = ["Shelf", "picture_name", "settled"]
 
 
 class Shelf:
@@ -62,6 +62,13 @@ class Shelf:
     def all(self) -> list[tuple[ImageRef, str]]:
         """Every picture once, with the label of its first use."""
         return list(self._held.values())
+
+
+def picture_name(source: Any, label: str) -> str:
+    """How records call a picture: its path as the user wrote it, or its place in the input."""
+    if isinstance(source, Mapping) and isinstance(source.get("path"), str):
+        source = source["path"]
+    return os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else label
 
 
 def settled(image: Loaded) -> Loaded:
