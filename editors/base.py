@@ -333,24 +333,7 @@ class DiffusionEditor(ABC):
         }
 
     def _checked(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        unknown = sorted(set(settings) - set(self.DEFAULTS))
-        if unknown:
-            raise UsageError(
-                f"{self.name} has no setting {', '.join(map(repr, unknown))}; it takes: {', '.join(sorted(self.DEFAULTS))}"
-            )
-        for key, value in settings.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if key in ("steps", "max_sequence_length") and (
-                not isinstance(value, int) or isinstance(value, bool) or value < 1
-            ):
-                raise UsageError(f"{key} must be a whole number of at least 1, got {value!r}")
-            if key in ("guidance", "image_guidance", "true_guidance", "eta") and (not number or value < 0):
-                raise UsageError(f"{key} must be a number of at least 0, got {value!r}")
-            if key == "strength" and (not number or not 0 < value <= 1):
-                raise UsageError(f"strength must be a number in (0, 1], got {value!r}")
-            if key == "negative_prompt" and not isinstance(value, str | type(self.DEFAULTS[key])):
-                raise UsageError(f"negative_prompt must be a text, got {type(value).__name__}")
-        return dict(settings)
+        return checked_settings(self.name, self.DEFAULTS, settings)
 
     # ---------------------------------------------------------------------------------------------------- sizes
 
@@ -541,7 +524,7 @@ class DiffusionEditor(ABC):
     def _sample(
         self, x: torch.Tensor, prompts: Sequence[str], seeds: Sequence[int], settings: Mapping[str, Any], *, wrap: bool
     ) -> torch.Tensor:
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        generators = [generator_of(seed) for seed in seeds]
         size = (int(x.shape[-2]), int(x.shape[-1]))
         x = self.fit(x.to(self.device))
         z = self._denoise(x, list(prompts), generators, settings, wrap=wrap and torch.is_grad_enabled())
@@ -597,6 +580,33 @@ class DiffusionEditor(ABC):
 
 
 # ------------------------------------------------------------------------------------------------------ small helpers
+
+
+def checked_settings(editor: str, known: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling settings of a call: known names only, each of the right kind and range."""
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise UsageError(
+            f"{editor} has no setting {', '.join(map(repr, unknown))}; it takes: {', '.join(sorted(known))}"
+        )
+    for key, value in settings.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key in ("steps", "max_sequence_length") and (
+            not isinstance(value, int) or isinstance(value, bool) or value < 1
+        ):
+            raise UsageError(f"{key} must be a whole number of at least 1, got {value!r}")
+        if key in ("guidance", "image_guidance", "true_guidance", "eta") and (not number or value < 0):
+            raise UsageError(f"{key} must be a number of at least 0, got {value!r}")
+        if key == "strength" and (not number or not 0 < value <= 1):
+            raise UsageError(f"strength must be a number in (0, 1], got {value!r}")
+        if key == "negative_prompt" and not isinstance(value, str | type(known[key])):
+            raise UsageError(f"negative_prompt must be a text, got {type(value).__name__}")
+    return dict(settings)
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A CPU generator of one picture, so that every device draws the same noise."""
+    return torch.Generator().manual_seed(int(seed))
 
 
 def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

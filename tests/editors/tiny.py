@@ -238,6 +238,51 @@ def kontext(*, dynamic: bool = True) -> Built:
     return parts, "FluxKontextPipeline", {}
 
 
+def qwen() -> Built:
+    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+    special = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ]
+    vocab = {piece: i for i, piece in enumerate([*_byte_alphabet(), *special])}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in special}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+            "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3]}, "rope_theta": 1e6,
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32, "patch_size": 14,
+            "window_size": 112, "fullatt_block_indexes": [1], "spatial_merge_size": 2, "temporal_patch_size": 2,
+        },
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"], vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )  # fmt: skip
+    net = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=64, out_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    vae = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.1] * 16, latents_std=[1.5] * 16,
+    )  # fmt: skip
+    parts = {
+        "transformer": net, "vae": vae, "text_encoder": Qwen2_5_VLForConditionalGeneration(config), "tokenizer": tokenizer,
+        "scheduler": flow_scheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192),
+    }  # fmt: skip
+    return parts, "QwenImageEditPipeline", {}
+
+
 BUILDERS: dict[str, Callable[..., Built]] = {
-    "ip2p": ip2p, "sd15": sd15, "sdxl": sdxl, "sdxl-ip2p": sdxl_ip2p, "sd3": sd3, "sd35": sd35, "ultraedit-sd3": ultraedit, "kontext": kontext,
+    "ip2p": ip2p, "sd15": sd15, "sdxl": sdxl, "sdxl-ip2p": sdxl_ip2p, "sd3": sd3, "sd35": sd35, "ultraedit-sd3": ultraedit, "kontext": kontext, "qwen-edit": qwen,
 }  # fmt: skip
