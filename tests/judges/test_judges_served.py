@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,13 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from isr.judges.endpoint import is_loopback, parse_endpoint, split_model
 from isr.judges.failures import http_failure, retry_after
+from isr.judges.gemini import read_body as gemini_body
 from isr.judges.models import accepted, presets, written
+from isr.judges.openai import read_body as openai_body
 from isr.judges.schemas import for_gemini, for_openai
 from isr.judges.served import same_model
 from judges_help import question
 
 from isr.errors import JudgeStoppedError, TransientError, UsageError
+from isr.schema import NoVerdict, Verdict
 
+#: Keys that both services read, so that made-up bodies reach deep.
+KEYS = ["candidates", "content", "parts", "text", "thought", "finishReason", "promptFeedback", "blockReason", "usageMetadata", "modelVersion", "choices", "message", "refusal", "finish_reason", "usage", "prompt_tokens", "completion_tokens_details", "error", "model", "id"]  # fmt: skip
 SAME = [
     ("gpt-4o", "gpt-4o"),
     ("gpt-4o", "GPT-4o"),
@@ -318,3 +324,23 @@ def test_the_data_file_is_dated_and_every_preset_is_two_judges() -> None:
 )
 def test_which_models_take_a_temperature(provider, model, by_url, takes_temperature) -> None:
     assert ("temperature" in accepted(provider, model, by_url=by_url)) == takes_temperature
+
+
+# ------------------------------------------------------------------------------------------- bodies nobody foresaw
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(_json | st.dictionaries(st.sampled_from(KEYS), _json, min_size=1))
+@pytest.mark.parametrize("read", [gemini_body, openai_body])
+def test_no_body_makes_a_transport_raise_or_give_a_verdict(read, value) -> None:
+    try:
+        reply = read(json.dumps(value))
+    except TransientError:
+        return
+    assert not isinstance(reply.answer, Verdict)
+    assert reply.text is not None or isinstance(reply.answer, NoVerdict)
