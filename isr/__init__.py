@@ -19,7 +19,10 @@ if (_root / "pyproject.toml").is_file() and (_root / "judges" / "__init__.py").i
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .agreeing import agreement as agreement
     from .cases import EditCase as EditCase
+    from .comparing import bridge as bridge
+    from .comparing import compare as compare
     from .errors import IsrError as IsrError
     from .estimation import estimate as estimate
     from .evaluation import aevaluate as aevaluate
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from .schema import NotAsked as NotAsked
     from .schema import NoVerdict as NoVerdict
     from .schema import Verdict as Verdict
+    from .stats.power import sample_size as sample_size
 
 #: Public name → the module that holds it. Imported on first use: `import isr` stays light (no torch, no client).
 _PUBLIC = {
@@ -47,9 +51,13 @@ _PUBLIC = {
     "Rubric": "rubric",
     "Verdict": "schema",
     "aevaluate": "evaluation",
+    "agreement": "agreeing",
+    "bridge": "comparing",
+    "compare": "comparing",
     "estimate": "estimation",
     "evaluate": "evaluation",
     "replay": "replaying",
+    "sample_size": "stats.power",
 }
 
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - names only

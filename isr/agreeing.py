@@ -1,0 +1,114 @@
+"""Table I from whatever holds ratings: reports, run directories, tables, CSV files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .errors import UsageError
+from .report import Report
+from .schema import Verdict
+from .stats.agreement_table import AgreementTable
+from .stats.agreement_table import agreement as _agreement
+
+__all__ = ["agreement", "ratings_of"]
+
+HUMAN = "human:"
+_COLUMNS = ["rater", "case_id", "image_id", "semantic_mismatch", "degradation", "overall"]
+
+
+def agreement(
+    human: Any = None, mllm: Any = None, *, level: float = 0.95, n_boot: int = 10_000, seed: int = 0
+) -> AgreementTable:
+    """The paper's Table I and what belongs beside it: percent agreement, Cohen, Fleiss, Krippendorff's α, Gwet's AC1,
+    prevalence and bias indices, with bootstrap intervals over images (docs/definitions.md, section 7).
+
+    Args:
+        human, mllm: each a `Report`, a run directory, a data frame or CSV with the columns rater, case_id, [image_id],
+            semantic_mismatch, degradation, [overall], or a list of these. Raters called "human:…" in a report count as
+            people wherever they stand.
+        level, n_boot, seed: of the intervals.
+    """
+    tables = {"human": _tables("human", human), "mllm": _tables("mllm", mllm)}
+    people: list[pd.DataFrame] = []
+    models: list[pd.DataFrame] = []
+    for side, found in tables.items():
+        for table, of_report in found:
+            named = table["rater"].astype(str).str.startswith(HUMAN)
+            if of_report:
+                people.append(table[named])
+                models.append(table[~named])
+            else:
+                (people if side == "human" else models).append(table)
+    return _agreement(
+        [t for t in people if len(t)], [t for t in models if len(t)], level=level, n_boot=n_boot, seed=seed
+    )
+
+
+def ratings_of(report: Report) -> pd.DataFrame:
+    """One row per case and judge (of every arm): rater, case_id, image_id, the answers; missing where there is none."""
+    image = {c.case_id: c.image_id for c in report.case_records}
+    rows = []
+    for judgement in report.judgement_records:
+        verdict = judgement.answer if isinstance(judgement.answer, Verdict) else None
+        rows.append(
+            {
+                "rater": judgement.judge,
+                "case_id": judgement.case_id,
+                "image_id": image[judgement.case_id],
+                "semantic_mismatch": None if verdict is None else verdict.semantic_mismatch,
+                "degradation": None if verdict is None else verdict.degradation,
+                "overall": None if verdict is None else verdict.overall,
+            }
+        )
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _tables(name: str, given: Any) -> list[tuple[pd.DataFrame, bool]]:
+    """(table, whether it came from a report) of everything given."""
+    if given is None:
+        return []
+    if isinstance(given, Report):
+        if given.lazy:
+            raise UsageError(
+                f"{name}: this run was judged with lazy=True, so later judges answered only part of the cases, and not a "
+                "random part; agreement needs a run without lazy"
+            )
+        return [(ratings_of(given), True)]
+    if isinstance(given, pd.DataFrame):
+        return [(given, False)]
+    if isinstance(given, str | Path):
+        path = Path(given)
+        if path.is_dir():
+            return _tables(name, Report.load(path))
+        if path.suffix.lower() == ".csv":
+            return [(read_ratings(path), False)]
+        raise UsageError(f"{name}: expected a run directory or a .csv of ratings, got {str(given)!r}")
+    if isinstance(given, Sequence):
+        return [table for item in given for table in _tables(name, item)]
+    raise UsageError(
+        f"{name}: expected a Report, a run directory, a table or a list of these, got {type(given).__name__}"
+    )
+
+
+def read_ratings(path: str | Path) -> pd.DataFrame:
+    """A CSV of ratings; true/false, yes/no and 1/0 are read, empty cells are missing, anything else is an error."""
+    try:
+        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UsageError(f"ratings: cannot read {str(path)!r}: {error}") from error
+    words: dict[str, Any] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": None}
+    for column in ("semantic_mismatch", "degradation", "overall"):
+        if column in table.columns:
+            unknown = [v for v in table[column] if v.strip().lower() not in words]
+            if unknown:
+                raise UsageError(
+                    f"ratings {str(path)!r}: column {column!r} holds {unknown[0]!r}; expected true, false or empty"
+                )
+            table[column] = [words[v.strip().lower()] for v in table[column]]
+    if "image_id" in table.columns:
+        table["image_id"] = [v or None for v in table["image_id"]]
+    return table

@@ -1,0 +1,117 @@
+"""isr immunize, isr attacks"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import Subparsers
+
+__all__ = ["register"]
+
+
+def register(commands: Subparsers) -> None:
+    immunize = commands.add_parser(
+        "immunize",
+        help="protect photos against text-guided editing",
+        description="Writes one PNG per photo, in its own resolution, with the budget verified on the saved file. All metadata is "
+        "left out, location included. The same command goes on where an interrupted one stopped.",
+    )
+    immunize.add_argument("photos", type=Path, nargs="+", metavar="PHOTOS", help="photos, or folders of photos")
+    immunize.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where protected photos go")
+    immunize.add_argument("--attack", default="sifm", metavar="NAME", help="see `isr attacks` (default: sifm)")
+    immunize.add_argument(
+        "--editor", metavar="NAME", help="see `isr editors`, or a folder; needed by every attack but noise"
+    )
+    prompts = immunize.add_mutually_exclusive_group()
+    prompts.add_argument("--prompts", type=Path, metavar="CSV", help="columns image (file name) and prompt")
+    prompts.add_argument("--prompt", metavar="TEXT", help="one prompt for all photos")
+    immunize.add_argument("--preset", metavar="NAME", help="settings of the attack: paper (default), native, …")
+    immunize.add_argument("--eps", type=float, metavar="E", help="budget on [0, 1] pixels (the paper: 0.03)")
+    immunize.add_argument("--iterations", type=int, metavar="N")
+    immunize.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting of the attack"
+    )
+    immunize.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="each photo's own seed follows from it and its pixels"
+    )
+    immunize.add_argument(
+        "--size", type=int, metavar="PX", help="longest side to make the perturbation at (default: the editor's)"
+    )
+    immunize.add_argument("--device", metavar="NAME", help="cuda, cpu, … (default: CUDA where there is one)")
+    immunize.add_argument(
+        "--eot", action="store_true", help="make it survive JPEG, resizing, blur, noise, cropping, rotation"
+    )
+    immunize.add_argument("--keep-exif", action="store_true", help="keep camera data (never the location)")
+    immunize.add_argument("--no-preview", action="store_true", help="no side-by-side pictures")
+    immunize.add_argument("--quiet", action="store_true", help="no progress bar")
+    immunize.set_defaults(run=_immunize)
+
+    attacks = commands.add_parser("attacks", help="attacks that are installed")
+    attacks.add_argument("name", nargs="?", help="one attack in full: what it does, its source, options and presets")
+    attacks.set_defaults(run=_attacks)
+
+
+def _immunize(options: argparse.Namespace) -> int:
+    from ..photos import immunize_photos
+
+    settings: dict[str, Any] = {**dict(_setting(text) for text in options.set)}
+    for name in ("preset", "eps", "iterations"):
+        if getattr(options, name) is not None:
+            settings[name] = getattr(options, name)
+    done = immunize_photos(
+        options.photos, options.out, attack=options.attack, editor=options.editor, prompts=options.prompt or options.prompts,
+        settings=settings, seed=options.seed, size=options.size, device=options.device, eot=options.eot,
+        keep_exif=options.keep_exif, preview=not options.no_preview, progress=not options.quiet,
+    )  # fmt: skip
+    width = max((len(row["file"]) for row in done), default=4)
+    print(f"{'file':{width}}  {'PSNR/dB':>8}  {'L-inf':>8}  {'levels':>6}  {'size':>11}")
+    for row in done:
+        psnr = "inf" if row["psnr"] is None else f"{row['psnr']:.2f}"
+        print(
+            f"{row['file']:{width}}  {psnr:>8}  {row['linf']:8.5f}  {row['levels']:6d}  {row['width']:5d}×{row['height']:<5d}"
+        )
+    print(f"{len(done)} protected in {options.out}; records in {options.out / 'immunized.jsonl'}")
+    return 0
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE with VALUE as JSON where it is JSON, else as text."""
+    from ..errors import UsageError
+
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise UsageError(f"--set takes NAME=VALUE, not {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _attacks(options: argparse.Namespace) -> int:
+    from ..errors import IsrError
+    from ..registry import ATTACKS
+
+    if options.name:
+        factory = ATTACKS.load(options.name)
+        print(f"{ATTACKS.resolve(options.name)}   presets: {', '.join(getattr(factory, 'presets', ())) or 'none'}\n")
+        print((factory.__doc__ or "no description").strip())
+        return 0
+    short: dict[str, list[str]] = {}
+    for alias, name in ATTACKS.aliases.items():
+        if alias != name:
+            short.setdefault(name, []).append(alias)
+    for plugin in ATTACKS.list():
+        try:
+            factory = ATTACKS.load(plugin.name)
+            text = getattr(factory, "summary", "") or next(iter((factory.__doc__ or "").strip().splitlines()), "")
+        except IsrError as error:
+            print(f"{plugin.name:22} not available: {error}", file=sys.stderr)
+            text = "(not available here)"
+        also = f" [{', '.join(sorted(short[plugin.name]))}]" if plugin.name in short else ""
+        print(f"{plugin.name + also:34} {text}")
+    return 0

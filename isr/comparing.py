@@ -1,0 +1,207 @@
+"""Comparing runs: methods on the same cases, and one run under old and new judges. Unlike judge locks are refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from .agreeing import agreement
+from .cases import EditCase
+from .errors import UsageError
+from .lock import lock_differences
+from .report import Report
+from .stats.compare import FAMILY, KEY, BeatsEvery, beats_every, compare_methods, mark_best
+from .stats.outcomes import isr_table
+from .stats.paired import PairedDifference, paired_difference
+
+if TYPE_CHECKING:
+    from .stats.agreement_table import AgreementTable
+
+__all__ = ["Bridge", "Comparison", "bridge", "compare", "edit_cases"]
+
+Run = Report | str | Path
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods compared on the cases they share.
+
+    Attributes:
+        rates: ISR per family and method, with `bold` (not significantly below the best).
+        pairs: every pair: difference, interval, bounds, p, Holm-adjusted p within its family.
+    """
+
+    rates: pd.DataFrame
+    pairs: pd.DataFrame
+
+    def beats_every(self, method: str, *, alpha: float = 0.05) -> BeatsEvery:
+        """Whether a method beats every other (every single comparison must hold). For one family only."""
+        families = [c for c in FAMILY if c in self.pairs.columns]
+        if families and len(self.pairs[families].drop_duplicates()) > 1:
+            raise UsageError(
+                f"beats_every: this comparison holds several families ({', '.join(families)}); filter the runs first"
+            )
+        return beats_every(self.pairs, method, alpha=alpha)
+
+    def __str__(self) -> str:
+        form = {"index": False, "float_format": lambda v: f"{v:.3f}"}
+        return f"{self.rates.to_string(**form)}\n\n{self.pairs.to_string(**form)}"
+
+
+def compare(*runs: Run, level: float = 0.95, n_boot: int = 10_000, seed: int = 0) -> Comparison:
+    """Compare the methods of one or more runs on the same (image, prompt, editor, seed), immunized and noise arms.
+
+    Two runs that hold the same method are told apart by their folder's name (or "run 1", "run 2").
+
+    Raises:
+        UsageError: the runs were judged differently (everything that differs is listed), or hold fewer than two methods.
+    """
+    if not runs:
+        raise UsageError("compare: give at least one run")
+    reports = [_report(run) for run in runs]
+    names = [
+        run.name or str(run) if isinstance(run, Path) else Path(run).name if isinstance(run, str) else f"run {i}"
+        for i, run in enumerate(runs, 1)
+    ]
+    for name, report in zip(names[1:], reports[1:], strict=True):
+        differences = lock_differences(reports[0].lock, report.lock)
+        if differences:
+            raise UsageError(
+                f"compare: {names[0]} and {name} are different measurements:\n  - "
+                + "\n  - ".join(differences)
+                + "\nJudge both with the same judges and settings (isr bridge carries a run over to other judges)."
+            )
+    tables = [r.cases[r.cases["arm"] != "control"].copy() for r in reports]
+    methods = [set(t["method"].dropna()) for t in tables]
+    for i, (name, table) in enumerate(zip(names, tables, strict=True)):
+        table["method"] = table["method"].astype(object).where(table["method"].notna(), name)
+        if any(methods[i] & methods[j] for j in range(len(runs)) if j != i):
+            table["method"] = [f"{m} ({name})" if m in methods[i] else m for m in table["method"]]
+    cases = pd.concat(tables, ignore_index=True)
+    if cases["method"].nunique() < 2:
+        raise UsageError(f"compare: expected at least two methods, got {', '.join(map(str, cases['method'].unique()))}")
+    clustered = bool(cases["image_id"].notna().all())
+    by = [c for c in FAMILY if cases[c].notna().any()]
+    image = "image_id" if clustered else None
+    if image is None:
+        raise UsageError("compare: cases need image_id (or originals), to know which edits are of the same image")
+    pairs = compare_methods(cases, by=by, key=KEY, image=image, level=level, n_boot=n_boot, seed=seed)
+    rates = isr_table(cases, (*by, "method"), image=image, level=level)
+    return Comparison(mark_best(rates, pairs, by=by), pairs)
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """One run under old and new judges.
+
+    Attributes:
+        old, new: the two reports; the cases are the same. difference: new − old ISR, paired by case.
+        agreement: between all judges, old and new. flipped: cases whose outcome changed.
+    """
+
+    old: Report
+    new: Report
+    difference: PairedDifference
+    agreement: AgreementTable
+    flipped: pd.DataFrame
+
+    def __str__(self) -> str:
+        d = self.difference
+        return (
+            f"old {', '.join(self.old.judges)}: {100 * d.rate_b:.1f} %\nnew {', '.join(self.new.judges)}: {100 * d.rate_a:.1f} %\n"
+            f"difference {100 * d.difference:+.1f} points [{100 * d.interval.low:+.1f}, {100 * d.interval.high:+.1f}] "
+            f"({d.interval.method}, {d.n} cases, {d.n_clusters} images; {d.test} p = {d.p_value:.3g})\n"
+            f"{len(self.flipped)} outcomes changed: {d.only_a} became successes, {d.only_b} stopped being one"
+        )
+
+
+def bridge(run: Run, judges: Any, **arguments: Any) -> Bridge:
+    """Judge the same edits again with other judges (judges retire), and say what that changes.
+
+    Args:
+        run: a report or run directory that holds its pictures. judges: the new ones, as for `evaluate`.
+        arguments: further arguments of `evaluate` (cache, progress, …). Rubric, consensus, votes and max_side are the old
+            run's unless given.
+
+    Raises:
+        UsageError: the run holds no pictures.
+    """
+    from .evaluation import evaluate
+    from .rubric import Rubric
+
+    old = _report(run)
+    settings = old.lock["settings"]
+    kept = {
+        "consensus": old.policy,
+        "rubric": Rubric.model_validate(old.lock["rubric"]),
+        "votes": settings.get("votes", 1),
+        "ask_overall": settings.get("ask_overall", False),
+        "max_side": settings.get("max_side"),
+        "on_bad_image": settings.get("on_bad_image", "raise"),
+    }
+    new = evaluate(edit_cases(old), judges=judges, **{**kept, **arguments})
+    before = {o.case_id: o.value for o in old.outcomes}
+    after = {o.case_id: o.value for o in new.outcomes}
+    if set(before) != set(after):
+        raise UsageError("bridge: the two runs do not hold the same cases; was the run's cases.jsonl changed by hand?")
+    rows = [c for c in old.case_records if c.arm == "immunized"]
+    ids = None if any(c.image_id is None for c in rows) else [str(c.image_id) for c in rows]
+    difference = paired_difference(
+        [after[c.case_id] == "success" for c in rows], [before[c.case_id] == "success" for c in rows], ids
+    )
+    flipped = pd.DataFrame(
+        [
+            {
+                "case_id": c.case_id,
+                "id": c.id,
+                "method": c.method,
+                "prompt": c.prompt,
+                "old": before[c.case_id],
+                "new": after[c.case_id],
+            }
+            for c in rows
+            if before[c.case_id] != after[c.case_id]
+        ],
+        columns=["case_id", "id", "method", "prompt", "old", "new"],
+    )
+    both = [_renamed(old, "old"), _renamed(new, "new")] if set(old.judges) & set(new.judges) else [old, new]
+    return Bridge(old, new, difference, agreement(mllm=both), flipped)
+
+
+def edit_cases(report: Report) -> list[EditCase]:
+    """The cases of a report as `evaluate` takes them, with pictures and the same case ids; controls as rows of their own.
+
+    Raises:
+        UsageError: the run was saved without pictures.
+    """
+    made = []
+    for record in report.case_records:
+        pictures = {}
+        for role in ("edited", "original"):
+            digest = getattr(record, role)
+            png = None if digest is None else report.picture(digest)
+            if digest is not None and png is None:
+                raise UsageError(
+                    f"this run holds no pictures (case {record.case_id}); save it with images=True to judge it again"
+                )
+            pictures[role] = png if digest is not None else (b"" if role == "edited" else None)
+        columns = record.model_dump(
+            include={"id", "image_id", "method", "editor", "prompt_kind", "category", "seed", "purifier", "arm"}
+        )
+        made.append(EditCase(prompt=record.prompt, tags=record.tags, **pictures, **columns))
+    return made
+
+
+def _renamed(report: Report, label: str) -> pd.DataFrame:
+    from .agreeing import ratings_of
+
+    table = ratings_of(report)
+    table["rater"] = [f"{r} ({label})" for r in table["rater"]]
+    return table
+
+
+def _report(run: Run) -> Report:
+    return run if isinstance(run, Report) else Report.load(run)

@@ -1,0 +1,139 @@
+"""Comparing methods and runs, carrying a run over to new judges, Table I from reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from evaluate_help import Scripted, picture, pictures, text
+
+import isr
+from isr.agreeing import read_ratings
+from isr.cli import main
+from isr.errors import UsageError
+
+N = 20
+
+
+def run(method: str, wins: set[int], *, judge: str = "a", start: int = 0, **options: Any) -> isr.Report:
+    def answer(question: Any) -> str:
+        return text(int(question.prompt.split()[1]) in wins)
+
+    return isr.evaluate(
+        pictures(N, start), [f"edit {i}" for i in range(N)], originals=pictures(N, 900), judges=[Scripted(answer, judge)],
+        columns={"method": [method] * N, "seed": list(range(N))}, cache=False, progress=False, **options,
+    )  # fmt: skip
+
+
+def test_two_runs_are_paired_by_image_prompt_and_seed(tmp_path: Path) -> None:
+    run("good", set(range(15))).save(tmp_path / "a")
+    run("weak", set(range(5)), start=300).save(tmp_path / "b")
+    found = isr.compare(tmp_path / "a", tmp_path / "b")
+    pair = found.pairs.iloc[0]
+    # 15 against 5 of 20 on the same cases: 10 discordant, all one way
+    assert (pair["a"], pair["b"], pair["only_a"], pair["only_b"], pair["n"]) == ("good", "weak", 10, 0, 20)
+    assert pair["difference"] == pytest.approx(0.5)
+    assert pair["p"] == pytest.approx(2 * 0.5**10 - 0.5**10)  # McNemar mid-p: 2·P(X=0) − P(X=0), X ~ B(10, ½)
+    assert found.rates.set_index("method")["bold"].to_dict() == {"good": True, "weak": False}
+    assert found.beats_every("good").holds
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+
+
+def test_unlike_locks_are_refused_and_the_difference_is_named(tmp_path: Path) -> None:
+    a, b = run("good", {1}), run("weak", {2}, judge="b", start=300)
+    with pytest.raises(UsageError, match=r"judges: \['a'\] against \['b'\]"):
+        isr.compare(a, b)
+    with pytest.raises(UsageError, match="votes: 1 against 3"):
+        isr.compare(a, run("weak", {2}, start=300, votes=3))
+
+
+def test_the_same_method_in_two_runs_is_told_apart_by_folder(tmp_path: Path) -> None:
+    run("m", {1, 2}).save(tmp_path / "eps3")
+    run("m", {1, 2, 3}, start=300).save(tmp_path / "eps6")
+    found = isr.compare(tmp_path / "eps3", tmp_path / "eps6")
+    assert set(found.rates["method"]) == {"m (eps3)", "m (eps6)"}
+
+
+def test_one_method_is_nothing_to_compare() -> None:
+    with pytest.raises(UsageError, match="at least two methods"):
+        isr.compare(run("m", {1}))
+
+
+def test_a_bridge_keeps_the_cases_and_reports_what_flipped(tmp_path: Path) -> None:
+    old = run("m", set(range(10)), controls=pictures(N, 600))
+    old.save(tmp_path / "old")
+    new_judge = Scripted(lambda q: text(int(q.prompt.split()[1]) in set(range(2, 13))), "b")
+    found = isr.bridge(tmp_path / "old", [new_judge], cache=False, progress=False)
+    assert [c.case_id for c in found.new.case_records] == [c.case_id for c in old.case_records]
+    assert [c.control for c in found.new.case_records] == [c.control for c in old.case_records]
+    # old: 0–9, new: 2–12 -> 3 gained, 2 lost
+    assert found.difference.difference == pytest.approx((11 - 10) / N)
+    assert (found.difference.only_a, found.difference.only_b) == (3, 2)
+    assert set(found.flipped["prompt"]) == {"edit 0", "edit 1", "edit 10", "edit 11", "edit 12"}
+    assert "3 became successes, 2 stopped being one" in str(found)
+    # 20 edits and 20 controls, both judged alike: 10 of 40 answers differ
+    assert found.agreement.value("mllm_mllm", "semantic_mismatch") == pytest.approx(1 - 2 * 5 / 40)
+
+
+def test_a_bridge_needs_pictures(tmp_path: Path) -> None:
+    run("m", {1}).save(tmp_path / "old", images=False)
+    with pytest.raises(UsageError, match="images=True"):
+        isr.bridge(tmp_path / "old", [Scripted(lambda q: text(), "b")])
+
+
+def two_judges() -> isr.Report:
+    a = Scripted(lambda q: text(int(q.prompt.split()[1]) < 10), "a")
+    b = Scripted(lambda q: text(int(q.prompt.split()[1]) < 14), "b")
+    return isr.evaluate(
+        pictures(N),
+        [f"edit {i}" for i in range(N)],
+        originals=pictures(N, 900),
+        judges=[a, b],
+        cache=False,
+        progress=False,
+    )
+
+
+def test_table_one_from_a_report_and_a_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = two_judges()
+    report.save(tmp_path / "run")
+    rows = [
+        {"rater": f"human:{r}", "case_id": c.case_id, "semantic_mismatch": "yes" if i < 12 + r else "no", "degradation": "no", "overall": "true" if i < 12 else ""}
+        for r in range(3)
+        for i, c in enumerate(report.case_records)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(tmp_path / "ratings.csv", index=False)
+    found = isr.agreement(human=tmp_path / "ratings.csv", mllm=tmp_path / "run", n_boot=200)
+    # models differ on 4 of 20; people on 1, 1 and 2 of 20 -> mean of 19/20, 19/20, 18/20
+    assert found.value("mllm_mllm", "semantic_mismatch") == pytest.approx(16 / 20)
+    assert found.value("human_human", "semantic_mismatch") == pytest.approx((19 + 19 + 18) / 60)
+    # people 12, 13, 14 against models 10, 14: differences 2, 3, 4, 2, 1, 0
+    assert found.value("human_mllm", "semantic_mismatch") == pytest.approx(1 - (2 + 3 + 4 + 2 + 1 + 0) / 6 / 20)
+    assert main(["agree", str(tmp_path / "ratings.csv"), str(tmp_path / "run"), "--latex", "--resamples", "100"]) == 0
+    assert "reported" in capsys.readouterr().out
+
+
+def test_a_lazy_run_has_no_agreement() -> None:
+    a, b = Scripted(lambda q: text(True), "a"), Scripted(lambda q: text(), "b")
+    report = isr.evaluate(pictures(2), ["x", "y"], originals=pictures(2, 9), judges=[a, b], lazy=True, cache=False)
+    with pytest.raises(UsageError, match="lazy"):
+        isr.agreement(mllm=report)
+
+
+def test_a_csv_with_other_words_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("rater,case_id,semantic_mismatch,degradation\nx,1,maybe,no\n")
+    with pytest.raises(UsageError, match="'maybe'"):
+        read_ratings(path)
+
+
+def test_sample_size_from_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample-size", "--baseline", "0.7", "--difference", "0.09"]) == 0
+    out = capsys.readouterr().out
+    assert f"{isr.sample_size(0.7, 0.09).images} images" in out
+
+
+def test_pictures_differ_between_arms() -> None:
+    assert picture(0).tobytes() != picture(300).tobytes()
