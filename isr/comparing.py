@@ -47,8 +47,9 @@ class Comparison:
         return beats_every(self.pairs, method, alpha=alpha)
 
     def __str__(self) -> str:
-        form = {"index": False, "float_format": lambda v: f"{v:.3f}"}
-        return f"{self.rates.to_string(**form)}\n\n{self.pairs.to_string(**form)}"
+        return "\n\n".join(
+            t.to_string(index=False, float_format=lambda v: f"{v:.3f}") for t in (self.rates, self.pairs)
+        )
 
 
 def compare(*runs: Run, level: float = 0.95, n_boot: int = 10_000, seed: int = 0) -> Comparison:
@@ -179,20 +180,21 @@ def edit_cases(report: Report) -> list[EditCase]:
     """
     made = []
     for record in report.case_records:
-        pictures = {}
-        for role in ("edited", "original"):
-            digest = getattr(record, role)
-            png = None if digest is None else report.picture(digest)
-            if digest is not None and png is None:
-                raise UsageError(
-                    f"this run holds no pictures (case {record.case_id}); save it with images=True to judge it again"
-                )
-            pictures[role] = png if digest is not None else (b"" if role == "edited" else None)
-        columns = record.model_dump(
+        columns: dict[str, Any] = record.model_dump(
             include={"id", "image_id", "method", "editor", "prompt_kind", "category", "seed", "purifier", "arm"}
         )
-        made.append(EditCase(prompt=record.prompt, tags=record.tags, **pictures, **columns))
+        # A picture that could not be read then (`bad_image`) stays unreadable.
+        edited = b"" if record.edited is None else _kept(report, record.edited, record.case_id)
+        original = None if record.original is None else _kept(report, record.original, record.case_id)
+        made.append(EditCase(edited, record.prompt, original=original, tags=record.tags, **columns))
     return made
+
+
+def _kept(report: Report, digest: str, case_id: str) -> bytes:
+    png = report.picture(digest)
+    if png is None:
+        raise UsageError(f"this run holds no pictures (case {case_id}); save it with images=True to judge it again")
+    return png
 
 
 def _renamed(report: Report, label: str) -> pd.DataFrame:

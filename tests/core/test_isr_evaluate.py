@@ -181,7 +181,7 @@ def test_exact_duplicates_are_asked_once_and_counted_twice() -> None:
 
 def test_controls_are_judged_once_and_give_the_excess() -> None:
     n = 6
-    controls = [picture(500)] + pictures(n - 1, 501)
+    controls = [picture(500), *pictures(n - 1, 501)]
     a = Scripted(lambda q: verdict(True) if q.prompt in {"edit 0", "edit 1", "edit 2", "edit 3"} else verdict(), "a")
 
     def of_control(question: Any) -> Verdict:

@@ -73,8 +73,8 @@ def test_saving_again_appends_nothing_and_rewrites_nothing(report: isr.Report, t
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").glob("*.jsonl")}
     make().save(tmp_path / "run")
     after = {p.name: p.read_bytes() for p in (tmp_path / "run").glob("*.jsonl")}
-    for name in before:
-        assert after[name].startswith(before[name])
+    for name, content in before.items():
+        assert after[name].startswith(content)
     assert after["cases.jsonl"] == before["cases.jsonl"]
 
 
