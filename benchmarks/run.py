@@ -169,7 +169,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _body(result: Mapping[str, Any]) -> list[str]:
     """Scalars as one table, then every list of rows (or dict of rows) as a table of its own."""
     lines: list[str] = []
-    plain = {}
+    plain: dict[str, Any] = {}
     for key, value in result.items():
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
             lines += ["", f"**{key}**", "", *_table(value)]

@@ -227,7 +227,7 @@ def test_packaging_distribution_name_is_our_own(wheel: Path) -> None:
     assert metadata["Name"].lower().replace("-", "").replace("_", "") != "isr"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    required = [r for r in metadata.get_all("Requires-Dist") if "extra ==" not in r]
+    required = [r for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r]
     assert not [r for r in required if r.startswith(("torch", "diffusers", "transformers", "ray"))]
 
 
@@ -360,7 +360,7 @@ def test_packaging_required_dependencies_suffice(tmp_path: Path, wheel: Path, tr
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
         metadata = email.parser.Parser().parsestr(archive.read(name).decode("utf-8"))
-    waiting = [(Requirement(r), "") for r in metadata.get_all("Requires-Dist") if "extra ==" not in r]
+    waiting = [(Requirement(r), "") for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r]
     seen: set[tuple[str, str]] = set()
     while waiting:
         requirement, extra = waiting.pop()
