@@ -26,6 +26,7 @@ class Noise:
     """
 
     presets = ("paper",)
+    any_size = True
 
     def __init__(self, *, kind: Literal["uniform", "sign"] = "sign", eps: float = 0.03, preset: str = "paper") -> None:
         if kind not in ("uniform", "sign"):

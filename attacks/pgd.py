@@ -191,6 +191,12 @@ class PGD:
         copy.pgd = replace(self.pgd, **changes)
         return copy
 
+    def with_eot(self, transforms: Any = None, *, samples: int = 1) -> PGD:
+        """The same attack, made to survive transformations (see `isr.attacks.wrappers`)."""
+        from .wrappers import with_eot
+
+        return with_eot(self, transforms, samples=samples)
+
     def settings(self) -> Mapping[str, Any]:
         """Name, preset, budget, optimiser and objective, JSON-able."""
         return {

@@ -1,0 +1,334 @@
+"""Folders of photos: protect each, save and verify it, write it down, and go on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.PngImagePlugin
+
+from .errors import IntegrityError, Problem, ProblemsError, UsageError
+from .images import ImageRef, as_image, check_images
+from .immunization import immunize, make_attack, make_editor
+from .perturbation import Budget, verify
+from .protocols import Immunizer
+
+__all__ = ["immunize_photos", "photo_seed", "preview", "read_prompts"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+RECORD = "immunized.jsonl"
+_GPS, _ORIENTATION = 0x8825, 0x0112
+
+
+def immunize_photos(
+    photos: Sequence[str | Path],
+    out: str | Path,
+    *,
+    attack: str | Immunizer = "sifm",
+    editor: Any = None,
+    prompts: str | Path | Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    size: int | None = None,
+    device: str | None = None,
+    eot: bool = False,
+    keep_exif: bool = False,
+    preview: bool = True,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Protect photos one by one into `out/<name>.png`.
+
+    Each saved file is read back, and its pixels' budget verified. `out/immunized.jsonl` gets one row per photo (appended);
+    a photo whose row matches pixels, prompt, seed and settings, and whose file is unchanged, is not made again; a photo that
+    was interrupted goes on from its checkpoint.
+
+    Args:
+        photos: files or folders (not searched further down). out: made if missing.
+        prompts: one text for all; a mapping or a CSV (path) from file name to prompt; None: no prompt.
+        settings: of a registered attack. seed: photo i's seed is `photo_seed(seed, digest)`: it does not depend on the others.
+        device: for editors loaded by name. eot: wrap the attack in expectation over transformations.
+        keep_exif: keep camera data; the location never is, and orientation is applied to the pixels. Else no metadata at all.
+        preview: write `out/previews/<name>.png`: original, protected, their difference × 16 on grey.
+
+    Returns:
+        One row per photo, in order: file, source, digests, prompt, seed, linf, l2, levels, psnr (None: unchanged), seconds, ….
+
+    Raises:
+        ProblemsError: photos that cannot be read, prompts that lack, names that collide; before anything is made.
+    """
+    folder = Path(out)
+    files = _files(photos)
+    refs = [as_image(path, name=path.name) for path in files]
+    check_images(refs)
+    texts = _texts(files, prompts)
+    _collisions(files, folder)
+    immunizer = make_attack(attack, **dict(settings or {}))
+    if eot:
+        immunizer = _with_eot(immunizer)
+    made = None if editor is None else make_editor(editor, **({} if device is None else {"device": device}))
+    recorded = {
+        "attack": dict(immunizer.settings()),
+        "editor": None if made is None else {"name": made.name, **made.settings()},
+        "size": size,
+    }
+    fingerprint = hashlib.sha256(json.dumps(recorded, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    done, rows = _done(folder), []
+    for path, ref, text in _with_bar(list(zip(files, refs, texts, strict=True)), show=progress):
+        number = photo_seed(seed, ref.digest)
+        name = f"{path.stem}.png"
+        key = {
+            "file": name,
+            "source_digest": ref.digest,
+            "prompt": text,
+            "seed": number,
+            "settings_hash": fingerprint,
+            "exif": keep_exif,
+        }
+        row = next((r for r in done if all(r.get(k) == v for k, v in key.items()) and _intact(folder, r)), None)
+        if row is None:
+            row = _one(
+                ref,
+                path,
+                folder / name,
+                text,
+                number,
+                immunizer=immunizer,
+                editor=made,
+                size=size,
+                keep_exif=keep_exif,
+                progress=progress,
+            )
+            row = {**key, **row, **recorded}
+            _append(folder / RECORD, row)
+            (folder / "previews" / name).unlink(missing_ok=True)
+        if preview and not (folder / "previews" / name).is_file():
+            _save_preview(ref.pil(), folder / name)
+        rows.append(row)
+    return rows
+
+
+def _append(record: Path, row: Mapping[str, Any]) -> None:
+    """One more line; on a line of its own even if a kill cut the last one off."""
+    with record.open("a+b") as stream:
+        stream.seek(0, os.SEEK_END)
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
+        stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
+def photo_seed(seed: int, digest: str) -> int:
+    """A photo's own seed from the run's seed and the digest of its pixels, in [0, 2³¹)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{digest}".encode()).digest()[:4], "big") >> 1
+
+
+def _one(
+    ref: ImageRef,
+    source: Path,
+    target: Path,
+    text: str | None,
+    number: int,
+    *,
+    immunizer: Immunizer,
+    editor: Any,
+    size: int | None,
+    keep_exif: bool,
+    progress: bool,
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    work = target.parent / ".unfinished"
+    result = immunize(
+        [ref.pil()],
+        [text],
+        attack=immunizer,
+        editor=editor,
+        seeds=[number],
+        size=size,
+        checkpoint=work,
+        progress=progress,
+    )
+    _save(result[0], target, _exif(source) if keep_exif else None)
+    budget = Budget.of(immunizer.settings())
+    found = verify(ref.pil(), _read(target), budget, name=immunizer.name, item=target.name)
+    for left in work.glob("*"):
+        left.unlink()
+    if work.is_dir():
+        work.rmdir()
+    return {
+        "source": str(source), "digest": as_image(target).digest, "linf": found.linf, "l2": found.l2, "levels": found.levels,
+        "psnr": None if found.psnr == float("inf") else found.psnr, "changed": found.changed, "width": result[0].width,
+        "height": result[0].height, "working_size": list(result.working_sizes[0]), "cut": result.cut[0],
+        "seconds": round(time.perf_counter() - started, 3),
+    }  # fmt: skip
+
+
+def _read(path: Path) -> PIL.Image.Image:
+    """The saved file as a downloader would decode it."""
+    with PIL.Image.open(path) as image:
+        image.load()
+        if image.mode != "RGB":
+            raise IntegrityError(
+                f"{path} was saved as 8-bit RGB but reads as {image.mode}; was it written to meanwhile?"
+            )
+        return image.copy()
+
+
+def _save(image: PIL.Image.Image, target: Path, exif: bytes | None) -> None:
+    """Pixels (and EXIF) as PNG, written beside and renamed."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    clean = PIL.Image.fromarray(np.asarray(image))  # a fresh picture carries no info dictionary
+    clean.save(beside, format="PNG", **({} if exif is None else {"exif": exif}))
+    beside.replace(target)
+
+
+def _exif(source: Path) -> bytes | None:
+    """Camera data without location and without orientation (it is in the pixels already)."""
+    with PIL.Image.open(source) as image:
+        exif = image.getexif()
+        if not exif:
+            return None
+        for tag in (_GPS, _ORIENTATION):
+            exif.pop(tag, None)
+        return exif.tobytes()
+
+
+def _files(photos: Sequence[str | Path]) -> list[Path]:
+    found: list[Path] = []
+    for entry in map(Path, photos):
+        if entry.is_dir():
+            inside = sorted(
+                p
+                for p in entry.iterdir()
+                if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
+            )
+            if not inside:
+                raise UsageError(f"the folder {entry} holds no photos ({', '.join(SUFFIXES)})")
+            found += inside
+        else:
+            found.append(entry)
+    if not found:
+        raise UsageError("photos must name at least one photo or folder")
+    return list(dict.fromkeys(found))
+
+
+def _collisions(files: Sequence[Path], folder: Path) -> None:
+    """Two photos must not share an output, and no photo may be overwritten."""
+    problems, seen = [], dict[str, Path]()
+    for path in files:
+        target = folder / f"{path.stem}.png"
+        if path.stem.lower() in seen:
+            problems.append(
+                Problem(
+                    str(path), f"would be written to {target.name} as {seen[path.stem.lower()]} is; rename one of them"
+                )
+            )
+        elif target.exists() and target.resolve() == path.resolve():
+            problems.append(Problem(str(path), "would be overwritten; give another --out folder"))
+        seen.setdefault(path.stem.lower(), path)
+    if problems:
+        raise ProblemsError(problems)
+
+
+def read_prompts(file: str | Path) -> dict[str, str]:
+    """A CSV with the columns image and prompt → {file name: prompt}. One prompt per photo."""
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"prompts must be a CSV file with the columns image and prompt, but {path} is not there")
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream)
+        if reader.fieldnames is None or not {"image", "prompt"} <= set(reader.fieldnames):
+            raise UsageError(
+                f"{path} must have the columns image and prompt; it has {', '.join(reader.fieldnames or ()) or 'none'}"
+            )
+        table: dict[str, str] = {}
+        for number, row in enumerate(reader, start=2):
+            name, prompt = Path((row["image"] or "").strip()).name, (row["prompt"] or "").strip()
+            if not name or not prompt:
+                raise UsageError(f"{path}, line {number}: image and prompt must both be filled in")
+            if table.setdefault(name, prompt) != prompt:
+                raise UsageError(
+                    f"{path}, line {number}: a second prompt for {name}; a photo takes one (see with_prompts in docs/attacks.md)"
+                )
+    return table
+
+
+def _texts(files: Sequence[Path], prompts: str | Path | Mapping[str, str] | None) -> list[str | None]:
+    if prompts is None or isinstance(prompts, str):
+        return [prompts] * len(files)
+    table = read_prompts(prompts) if isinstance(prompts, Path) else dict(prompts)
+    texts = [table.get(path.name, table.get(path.stem)) for path in files]
+    if lacking := [
+        Problem(path.name, "has no prompt") for path, text in zip(files, texts, strict=True) if text is None
+    ]:
+        raise ProblemsError(lacking, hint="Add them to the prompts file, or use one prompt for all.")
+    return list(texts)
+
+
+def _with_eot(immunizer: Immunizer) -> Immunizer:
+    wrap = getattr(immunizer, "with_eot", None)
+    if not callable(wrap):
+        raise UsageError(f"{immunizer.name} cannot be wrapped in transformations; leave --eot out")
+    wrapped: Immunizer = wrap()
+    return wrapped
+
+
+def _done(folder: Path) -> list[dict[str, Any]]:
+    """Rows of an earlier run, newest first; a last line that was cut off is left out."""
+    record = folder / RECORD
+    if not record.is_file():
+        return []
+    rows: list[dict[str, Any]] = []
+    for line in record.read_text("utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.insert(0, row)
+    return rows
+
+
+def _intact(folder: Path, row: Mapping[str, Any]) -> bool:
+    path = folder / str(row["file"])
+    return path.is_file() and as_image(path).digest == row.get("digest")
+
+
+def _save_preview(original: PIL.Image.Image, protected: Path) -> None:
+    target = protected.parent / "previews" / protected.name
+    target.parent.mkdir(exist_ok=True)
+    _save(preview(original, _read(protected)), target, None)
+
+
+def preview(
+    original: PIL.Image.Image, protected: PIL.Image.Image, *, side: int = 512, gain: int = 16
+) -> PIL.Image.Image:
+    """Original, protected, and mid grey + gain × their difference, side by side; each at most `side` pixels long."""
+    change = np.asarray(protected).astype(np.int64) - np.asarray(original).astype(np.int64)
+    third = PIL.Image.fromarray(np.clip(128 + gain * change, 0, 255).astype(np.uint8))
+    scale = min(1.0, side / max(original.size))
+    width, height = max(1, round(original.width * scale)), max(1, round(original.height * scale))
+    sheet = PIL.Image.new("RGB", (3 * width + 16, height), (255, 255, 255))
+    for i, image in enumerate((original, protected, third)):
+        sheet.paste(
+            image.resize((width, height), PIL.Image.Resampling.BICUBIC) if scale < 1 else image, (i * (width + 8), 0)
+        )
+    return sheet
+
+
+def _with_bar(items: list[Any], *, show: bool) -> Iterator[Any]:
+    if not show:
+        yield from items
+        return
+    from tqdm.auto import tqdm
+
+    yield from tqdm(items, desc="immunizing", unit="photo")
