@@ -53,6 +53,12 @@ def bare(path: Path) -> str:
         return hashlib.sha256(image.tobytes()).hexdigest()
 
 
+def pillow_png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def resident() -> int:
     """Resident memory of this process in bytes (Linux)."""
     fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
@@ -105,6 +111,7 @@ def main() -> None:
             "prepare_png_paths_memo_warm": best(options.repeats, lambda: prepare(paths, prompts, memo=memo)),
             "png_of_checked_png_path": best(options.repeats, lambda: [ref.png() for ref in refs]),
             "png_of_checked_uint8_array": best(options.repeats, lambda: [ref.png() for ref in held]),
+            "peer_pillow_png_of_uint8_array": best(options.repeats, lambda: [pillow_png(array) for array in arrays]),
             "peer_pillow_decode_and_sha256": best(options.repeats, peer),
         }
         result: dict[str, Any] = {
