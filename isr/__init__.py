@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .estimation import estimate as estimate
     from .evaluation import aevaluate as aevaluate
     from .evaluation import evaluate as evaluate
+    from .immunization import immunize as immunize
     from .protocols import AskJudge as AskJudge
     from .protocols import Judge as Judge
     from .protocols import JudgeLimits as JudgeLimits
@@ -56,6 +57,7 @@ _PUBLIC = {
     "compare": "comparing",
     "estimate": "estimation",
     "evaluate": "evaluation",
+    "immunize": "immunization",
     "replay": "replaying",
     "sample_size": "stats.power",
 }
