@@ -228,21 +228,8 @@ def lock_of(made: Plan, runners: Sequence[JudgeRunner]) -> dict[str, Any]:
 
 
 def _judges(judges: Any) -> tuple[Judge, ...]:
-    """Judge objects of whatever was given. Strings, presets and functions are made by the judges room (a plugin)."""
-    listed = list(judges) if isinstance(judges, list | tuple) else None
-    if listed and all(isinstance(j, Judge) for j in listed):
-        found: list[Judge] = listed
-    else:
-        found = list(RESOLVERS.load("judges")(judges))
-    if not found:
-        raise UsageError("judges: expected at least one judge, got an empty list")
-    names = [j.name for j in found]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise UsageError(
-            f"judges: two judges are called {twice[0]!r}; one judge never counts as two. For several answers of one judge use votes=3."
-        )
-    return tuple(found)
+    """Judge objects of whatever was given; the judges room (a plugin) understands the words and checks strangers' objects."""
+    return tuple(RESOLVERS.load("judges")(judges))
 
 
 def _cache(cache: Cache) -> ReplyCache:

@@ -22,8 +22,7 @@ from pydantic import ValidationError
 from isr.errors import JudgeStoppedError, TransientError, UsageError
 from isr.protocols import Ask, JudgeLimits, Question, Reply
 from isr.schema import CRITERIA, NoVerdict, Verdict
-
-from .secret import environment_secrets, scrub
+from isr.secret import environment_secrets, scrub
 
 __all__ = ["FunctionJudge", "JudgeCase", "JudgeResult"]
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from isr.errors import JudgeStoppedError, UsageError
 from isr.protocols import JudgeLimits
 from isr.schema import NoVerdict
+from isr.secret import REMOVED, Secret, find_key, scrub
 
 from .endpoint import Endpoint, parse_endpoint
 from .models import accepted
-from .secret import REMOVED, Secret, find_key, scrub
 from .served import same_model
 
 if TYPE_CHECKING:

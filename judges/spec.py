@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from isr.errors import UsageError
 from isr.protocols import Judge, JudgeLimits
 from isr.registry import JUDGES, Plugin
+from isr.secret import find_key
 
 from .endpoint import parse_endpoint, split_model
 from .function import FunctionJudge
 from .models import Preset, presets
-from .secret import find_key
 
 __all__ = ["JudgeInfo", "describe_judges", "make_judge", "make_judges"]
 

@@ -16,6 +16,7 @@ from ..errors import IntegrityError, JudgeStoppedError, TransientError
 from ..protocols import Ask, Judge, Picture, Question, Reply
 from ..rubric import Rubric
 from ..schema import Attempt, Call, Judgement, NoVerdict, Usage, Verdict
+from ..secret import environment_secrets, scrub
 from .cache import ReplyCache, cache_key
 from .case import JudgeableCase
 from .limits import Limiter
@@ -211,7 +212,8 @@ class JudgeRunner:
             raise
         except Exception as error:  # noqa: BLE001 - a judge is foreign code: whatever it raises is a missing verdict, never a crash or a score
             logger.warning("judge %s raised %s on case %s", self.name, type(error).__name__, case.record.case_id)
-            answer = NoVerdict(reason="judge_error", detail=f"{type(error).__name__}: {error}"[:300])
+            detail = scrub(f"{type(error).__name__}: {error}", environment_secrets(), limit=300)
+            answer = NoVerdict(reason="judge_error", detail=detail)
             return Call(vote=vote, ask=ask, answer=answer, failure=answer)
         return self._receive(reply, attempts, vote, ask, key)
 

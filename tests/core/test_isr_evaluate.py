@@ -212,7 +212,7 @@ def test_one_judge_alone_is_called_so() -> None:
 
 
 def test_two_judges_of_one_name_are_refused() -> None:
-    with pytest.raises(UsageError, match="votes=3"):
+    with pytest.raises(UsageError, match="votes=k"):
         run([Scripted(lambda q: verdict(), "a"), Scripted(lambda q: verdict(), "a")])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from isr.judges.gemini import GeminiJudge
 from isr.judges.openai import OpenAIJudge
-from isr.judges.secret import Secret, environment_secrets, find_key, scrub
+from isr.secret import Secret, environment_secrets, find_key, scrub
 from isr.judges.spec import make_judge
 from judges_help import ask_one
 from servers.loopback import serve
