@@ -2,7 +2,9 @@
 
     python tools/train_miniworld.py pairs --work FOLDER
     torchrun --nproc-per-node 2 tools/train_miniworld.py autoencoder --work FOLDER
+    python tools/train_miniworld.py decoder --work FOLDER       # optional: more decoder steps, latents stay valid
     torchrun --nproc-per-node 2 tools/train_miniworld.py editor --work FOLDER
+    python tools/train_miniworld.py disturbed --work FOLDER
     python tools/train_miniworld.py referees --work FOLDER
     python tools/train_miniworld.py export --work FOLDER --package packages/miniworld/isr_miniworld/weights
 
@@ -22,6 +24,7 @@ from miniworld_training import stages
 STAGES = {
     "pairs": stages.pairs,
     "autoencoder": stages.autoencoder,
+    "decoder": stages.decoder,
     "editor": stages.editor,
     "disturbed": stages.disturbed,
     "referees": stages.referees,
@@ -40,7 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=None, help="limit on training time over all runs of the stage")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw pictures")
-    parser.add_argument("--start", type=Path, default=None, help="autoencoder: begin from this diffusers autoencoder")
+    parser.add_argument("--pairs", type=int, default=24_000, help="editor: how many of the training pairs to use")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        default=None,
+        help="autoencoder, editor: begin from this saved autoencoder or pipeline (saves time only)",
+    )
     parser.add_argument("--only", default=None, help="referees: train this one alone (a, b or c)")
     parser.add_argument("--package", type=Path, default=None, help="export: the folder that gets the weights")
     parser.add_argument("--tiny", action="store_true", help="sizes for a test of a few seconds")

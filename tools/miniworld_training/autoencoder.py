@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +17,9 @@ from torch import nn
 from .loop import Plan, fit
 from .pairs import Pairs
 from .ranks import Ranks
+from .warm import autoencoder_from
 
-__all__ = ["build", "cache_latents", "equalise", "psnr", "train_autoencoder"]
+__all__ = ["build", "cache_latents", "encode", "equalise", "pixels", "psnr", "train_autoencoder", "train_decoder"]
 
 HELD_OUT = 256  # pairs at the end of the set, never trained on
 _KL = 1e-4
@@ -53,24 +55,57 @@ def _slopes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
 
-def warm_start(model: Any, folder: Path) -> int:
-    """Copy from another autoencoder every tensor that has a place of the same shape; returns how many.
+def _difference(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    edges = sum(((a - b).abs().mean() for a, b in zip(_slopes(y), _slopes(x), strict=True)), torch.zeros(()))
+    total: torch.Tensor = (y - x).abs().mean() + 0.8 * edges + 0.5 * ((y - x) ** 2).mean()
+    return total
 
-    Blocks are matched from the pixel side, so that one with more halvings can lend its fine levels.
+
+def train_decoder(
+    pairs: Pairs, folder: Path, *, plan: Plan, ranks: Ranks, batch: int = 6, held_out: int = HELD_OUT, seed: int = 0
+) -> None:
+    """Train the decoder of `folder/vae` further with the encoder fixed: latents, and all that was learnt on them, stay valid.
+
+    The latents get a little noise, as sampled latents have.
     """
-    other = AutoencoderKL.from_pretrained(folder)
-    more = len(other.config.block_out_channels) - len(model.config.block_out_channels)
-    own = model.state_dict()
-    copied = 0
-    for name, value in other.state_dict().items():
-        parts = name.split(".")
-        if parts[:2] == ["decoder", "up_blocks"]:
-            parts[2] = str(int(parts[2]) - more)
-        place = own.get(".".join(parts))
-        if place is not None and place.shape == value.shape:
-            place.copy_(value)
-            copied += 1
-    return copied
+    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    vae.requires_grad_(requires_grad=False)
+    parts = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
+    for part in parts.values():
+        part.requires_grad_(requires_grad=True)
+    flat = pairs.pictures.reshape(-1, *pairs.pictures.shape[2:])
+    usable = len(flat) - 2 * held_out
+    exam = pixels(flat[usable:][:256])
+    noise = 0.04 / float(vae.config.scaling_factor)
+
+    def loss(step: int) -> torch.Tensor:
+        rng = np.random.default_rng([seed, 3, step, ranks.rank])
+        x = pixels(flat[np.sort(rng.integers(0, usable, batch))])
+        with torch.no_grad():
+            z = vae.encode(x).latent_dist.mode()
+            z = z + noise * torch.randn_like(z)
+        return _difference(parts["decoder"](parts["post_quant_conv"](z)), x)
+
+    def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
+        with torch.no_grad():
+            z = vae.encode(exam).latent_dist.mode()
+            value = psnr(averages["decoder"](averages["post_quant_conv"](z)), exam)
+            held = copy.deepcopy(vae)
+            held.decoder.load_state_dict(averages["decoder"].state_dict())
+            held.post_quant_conv.load_state_dict(averages["post_quant_conv"].state_dict())
+            held.save_pretrained(folder / "vae-decoder")
+        return {"psnr": value}
+
+    fit(
+        parts,
+        loss,
+        plan=plan,
+        ranks=ranks,
+        folder=folder / "decoder",
+        check=check,
+        seed=seed,
+        card={"batch": batch * ranks.world},
+    )
 
 
 def train_autoencoder(
@@ -89,7 +124,7 @@ def train_autoencoder(
     """Train and save the diffusers folder `folder/vae`. Returns the averaged model (on rank 0 and others alike)."""
     torch.manual_seed(seed)
     model = build(widths=widths, channels=channels)
-    copied = warm_start(model, start) if start is not None else 0
+    copied = autoencoder_from(start, model) if start is not None else 0
     flat = pairs.pictures.reshape(-1, *pairs.pictures.shape[2:])
     usable = len(flat) - 2 * held_out
     exam = pixels(flat[-2 * held_out :][: min(256, 2 * held_out)])
@@ -99,10 +134,8 @@ def train_autoencoder(
         x = pixels(flat[np.sort(rng.integers(0, usable, batch))])
         posterior = model.encode(x).latent_dist
         y = model.decode(posterior.sample()).sample
-        edges = sum(((a - b).abs().mean() for a, b in zip(_slopes(y), _slopes(x), strict=True)), torch.zeros(()))
         kl = 0.5 * (posterior.mean**2 + posterior.logvar.exp() - 1 - posterior.logvar).mean()
-        total: torch.Tensor = (y - x).abs().mean() + 0.8 * edges + 0.5 * ((y - x) ** 2).mean() + _KL * kl
-        return total
+        return _difference(y, x) + _KL * kl
 
     def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
         with torch.no_grad():
@@ -156,19 +189,26 @@ def equalise(vae: Any, x: torch.Tensor) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def cache_latents(vae: Any, pairs: Pairs, folder: Path, *, batch: int = 64) -> npt.NDArray[np.float16]:
-    """Encoder means of all pairs, unscaled, (N, 2, C, h, w) float16, kept in `folder/latents.npy`."""
+def encode(vae: Any, pictures: npt.NDArray[np.uint8], *, batch: int = 64) -> torch.Tensor:
+    """Encoder means, unscaled, (N, C, h, w), of pictures (N, 64, 64, 3) uint8."""
+    return torch.cat(
+        [vae.encode(pixels(pictures[i : i + batch])).latent_dist.mode() for i in range(0, len(pictures), batch)]
+    )
+
+
+def cache_latents(vae: Any, pairs: Pairs, folder: Path, ranks: Ranks) -> npt.NDArray[np.float16]:
+    """Encoder means of the pairs, unscaled, (N, 2, C, h, w) float16; kept in `folder/latents.npy`, each rank encodes a share."""
     path = folder / "latents.npy"
     if path.is_file():
-        kept = np.load(path, mmap_mode="r")
+        kept: npt.NDArray[np.float16] = np.load(path, mmap_mode="r")
         if len(kept) == len(pairs):
-            return kept  # type: ignore[no-any-return]
-    blocks = []
-    for i in range(0, len(pairs), batch):
-        part = pairs.pictures[i : i + batch]
-        z = vae.encode(pixels(part.reshape(-1, *part.shape[2:]))).latent_dist.mode()
-        blocks.append(z.reshape(len(part), 2, *z.shape[1:]).numpy().astype(np.float16))
-    part_path = folder / "latents.part.npy"
-    np.save(part_path, np.concatenate(blocks))
-    part_path.replace(path)
+            return kept
+    share = np.array_split(np.arange(len(pairs)), ranks.world)[ranks.rank]
+    own = pairs.pictures[share[0] : share[-1] + 1]
+    z = encode(vae, own.reshape(-1, *own.shape[2:]))
+    np.save(folder / f"latents.{ranks.rank}.npy", z.reshape(len(own), 2, *z.shape[1:]).numpy().astype(np.float16))
+    ranks.barrier()
+    if ranks.first:
+        np.save(path, np.concatenate([np.load(folder / f"latents.{r}.npy") for r in range(ranks.world)]))
+    ranks.barrier()
     return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 
 from isr.data.miniworld import EDITS
 
-from .editor import build_scheduler, load_editor, sample_latents
+from .autoencoder import encode
+from .editor import assemble, build_scheduler, sample_latents
 from .pairs import Pairs
 
 __all__ = ["DISTURB", "draw_edits"]
@@ -68,9 +68,8 @@ def draw_edits(work: Path, data: Pairs, *, tiny: bool = False, count: int = 320,
 
     strength 0: an edit of the picture as it is. Otherwise the noise's standard deviation in units of the latents' own.
     """
-    pipe = load_editor(work / "editor" / "mini-ip2p")
-    vae = AutoencoderKL.from_pretrained(work / "autoencoder" / "vae").eval()
-    latents = np.load(work / "autoencoder" / "latents.npy", mmap_mode="r")
+    pipe = assemble(work)
+    vae = pipe.vae
     scale = float(vae.config.scaling_factor)
     (work / "edits").mkdir(exist_ok=True)
     for name in ("a", "b", "c"):
@@ -85,7 +84,7 @@ def draw_edits(work: Path, data: Pairs, *, tiny: bool = False, count: int = 320,
         edited: list[Any] = []
         for i in range(0, len(rows), size):
             part = rows[i : i + size]
-            z = torch.from_numpy(np.asarray(latents[part, 0], np.float32))
+            z = encode(vae, data.pictures[part, 0])
             z = z + DISTURB[name](z) * torch.from_numpy(strength[i : i + size])[:, None, None, None] / scale
             prompts = [str(rng.choice(EDITS[data.edits[k]].wordings)) for k in part]
             text, empty = _embed(pipe, prompts), _embed(pipe, [""] * len(part))

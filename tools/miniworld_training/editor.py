@@ -21,16 +21,19 @@ from .autoencoder import HELD_OUT, cache_latents
 from .loop import Plan, fit
 from .pairs import Pairs
 from .ranks import Ranks
+from .warm import text_encoder_from, unet_from
 from .words import build_text_encoder, build_tokenizer
 
-__all__ = ["build_scheduler", "build_unet", "load_editor", "sample_latents", "train_editor"]
+__all__ = ["assemble", "build_scheduler", "build_unet", "load_editor", "sample_latents", "train_editor"]
 
 #: The settings that the card's figures were measured at.
 STEPS, GUIDANCE, IMAGE_GUIDANCE = 20, 3.0, 1.2
 _CHANGED = 0.25  # a latent counts as changed when source and target differ by more (scaled units, channel mean)
 
 
-def build_unet(channels: int, *, widths: tuple[int, ...] = (48, 96, 128), text: int = 64) -> Any:
+def build_unet(
+    channels: int, *, widths: tuple[int, ...] = (48, 80, 128), text: int = 64, time: int | None = 320
+) -> Any:
     """An untrained UNet: cross-attention at the middle resolution and in the mid block."""
     return UNet2DConditionModel(
         sample_size=16,
@@ -43,6 +46,7 @@ def build_unet(channels: int, *, widths: tuple[int, ...] = (48, 96, 128), text: 
         cross_attention_dim=text,
         attention_head_dim=4,
         norm_num_groups=8,
+        time_embedding_dim=time,
     )
 
 
@@ -65,6 +69,14 @@ def load_editor(folder: Path) -> Any:
         folder, safety_checker=None, local_files_only=True, torch_dtype=torch.float32
     )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def assemble(work: Path) -> Any:
+    """The pipeline trained in a work folder, with the best decoder there is."""
+    pipe = load_editor(work / "editor" / "mini-ip2p")
+    later = work / "autoencoder" / "vae-decoder"
+    pipe.vae = AutoencoderKL.from_pretrained(later if later.is_dir() else work / "autoencoder" / "vae").eval()
     return pipe
 
 
@@ -156,18 +168,30 @@ class _Task:
 
 
 def train_editor(
-    work: Path, data: Pairs, *, plan: Plan, ranks: Ranks, tiny: bool = False, batch: int = 32, seed: int = 0
+    work: Path,
+    data: Pairs,
+    *,
+    plan: Plan,
+    ranks: Ranks,
+    tiny: bool = False,
+    batch: int = 16,
+    seed: int = 0,
+    start: Path | None = None,
 ) -> None:
     """Train and save the pipeline folder `work/editor/mini-ip2p` (float16 safetensors) from the moving averages."""
     folder = work / "editor"
+    folder.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(work / "autoencoder" / "vae").eval()
-    latents = cache_latents(vae, data, work / "autoencoder")
+    latents = cache_latents(vae, data, folder, ranks)
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(captions=50 if tiny else 1500)
     models = {
         "text_encoder": build_text_encoder(tokenizer),
-        "unet": build_unet(vae.config.latent_channels, widths=(16, 32, 32) if tiny else (48, 96, 128)),
+        "unet": build_unet(vae.config.latent_channels, widths=(16, 32, 32) if tiny else (48, 80, 128)),
     }
+    copied = 0
+    if start is not None:
+        copied = unet_from(start / "unet", models["unet"]) + text_encoder_from(start, models["text_encoder"], tokenizer)
     task = _Task(data, latents, vae.config.scaling_factor, tokenizer, 4 if tiny else HELD_OUT)
     size, exam = (2, 4) if tiny else (batch, 64)
     usable = len(data) - task.held_out
@@ -180,7 +204,16 @@ def train_editor(
         _save(folder / "mini-ip2p", vae, tokenizer, averages)
         return task.check(averages, exam)
 
-    fit(models, loss, plan=plan, ranks=ranks, folder=folder, check=check, seed=seed, card={"batch": size * ranks.world})
+    fit(
+        models,
+        loss,
+        plan=plan,
+        ranks=ranks,
+        folder=folder,
+        check=check,
+        seed=seed,
+        card={"batch": size * ranks.world, "warm_started_tensors": copied},
+    )
 
 
 def _save(folder: Path, vae: Any, tokenizer: Any, averages: Mapping[str, nn.Module]) -> None:

@@ -33,6 +33,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.edits)
 
+    def first(self, count: int) -> Pairs:
+        """The first pairs alone."""
+        return Pairs(self.pictures[:count], self.edits[:count], self.labels[:count])
+
     @classmethod
     def load(cls, folder: Path) -> Pairs:
         return cls(

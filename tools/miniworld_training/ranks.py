@@ -41,6 +41,11 @@ class Ranks:
             p.grad = flat[at : at + p.numel()].view_as(p).clone()
             at += p.numel()
 
+    def barrier(self) -> None:
+        """Wait for the other ranks."""
+        if self.world > 1:
+            dist.barrier()
+
     def agree(self, value: float) -> float:
         """Rank 0's value on every rank (so that all stop at the same step)."""
         if self.world < 2:

@@ -21,7 +21,7 @@ from isr.judges._referee_nets import CONFIG, WEIGHTS, RefereeNet, build
 from safetensors.torch import save_file
 from torch import nn
 
-from .autoencoder import pixels
+from .autoencoder import encode, pixels
 from .disturbed import FIRST
 from .loop import Plan, fit
 from .pairs import HEADS, Pairs
@@ -92,14 +92,13 @@ def _harmless(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _copies(work: Path, rows: npt.NDArray[np.int64], noise: float, seed: int) -> npt.NDArray[np.uint8]:
+def _copies(work: Path, pictures: npt.NDArray[np.uint8], noise: float, seed: int) -> npt.NDArray[np.uint8]:
     """The autoencoder's copies of sources and targets, (2N, 64, 64, 3) uint8, through latents with up to `noise` std."""
     vae = AutoencoderKL.from_pretrained(work / "autoencoder" / "vae").eval()
-    latents = np.load(work / "autoencoder" / "latents.npy", mmap_mode="r")
     generator = torch.Generator().manual_seed(seed)
     out = []
-    for i in range(0, len(rows), 32):
-        z = torch.from_numpy(np.asarray(latents[rows[i : i + 32]], np.float32)).flatten(0, 1)
+    for i in range(0, len(pictures), 64):
+        z = encode(vae, pictures[i : i + 64])
         level = noise * torch.rand(len(z), 1, 1, 1, generator=generator)
         y = vae.decode(z + level * torch.randn(z.shape, generator=generator) / vae.config.scaling_factor).sample
         out.append(((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
@@ -120,8 +119,8 @@ def train_referee(name: str, work: Path, data: Pairs, *, plan: Plan, tiny: bool 
     first, span = (0, 20) if tiny else (FIRST[name], _SPAN)
     flat = data.pictures[first : first + span].reshape(-1, *data.pictures.shape[2:])
     marks = torch.from_numpy(data.labels[first : first + span].reshape(len(flat), -1).astype(np.int64))
-    copied = np.arange(first, first + (8 if tiny else 1500))
-    copies = _copies(work, copied, 0.4, seed)
+    copied = 16 if tiny else 2400
+    copies = _copies(work, flat[:copied], 0.4, seed)
     edits = np.load(work / "edits" / f"{name}.npz")
     edited, strength = edits["edited"], edits["strength"]
     source = data.pictures[edits["pair"], 0]

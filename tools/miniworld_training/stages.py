@@ -9,7 +9,7 @@ from .loop import Plan
 from .pairs import Pairs, draw_pairs
 from .ranks import Ranks
 
-__all__ = ["autoencoder", "disturbed", "editor", "export", "pairs", "referees"]
+__all__ = ["autoencoder", "decoder", "disturbed", "editor", "export", "pairs", "referees"]
 
 COUNT, TINY = 24_000, 40
 
@@ -31,15 +31,21 @@ def pairs(options: argparse.Namespace) -> None:
 
 
 def autoencoder(options: argparse.Namespace) -> None:
-    from .autoencoder import cache_latents, train_autoencoder
+    from .autoencoder import train_autoencoder
 
     ranks, data = Ranks(), _load(options.work)
     folder = options.work / "autoencoder"
     plan = _plan(options, Plan(steps=2400, rate=1.5e-3, check=200))
     sizes = {"widths": (8, 16, 16), "batch": 2, "held_out": 4} if options.tiny else {}
-    vae = train_autoencoder(data, folder, plan=plan, ranks=ranks, start=options.start, **sizes)
-    if ranks.first:
-        cache_latents(vae, data, folder)
+    train_autoencoder(data, folder, plan=plan, ranks=ranks, start=options.start, **sizes)
+
+
+def decoder(options: argparse.Namespace) -> None:
+    from .autoencoder import train_decoder
+
+    sizes = {"batch": 2, "held_out": 4} if options.tiny else {}
+    plan = _plan(options, Plan(steps=4000, rate=6e-4, check=400))
+    train_decoder(_load(options.work), options.work / "autoencoder", plan=plan, ranks=Ranks(), **sizes)
 
 
 def editor(options: argparse.Namespace) -> None:
@@ -47,10 +53,11 @@ def editor(options: argparse.Namespace) -> None:
 
     train_editor(
         options.work,
-        _load(options.work),
+        _load(options.work).first(options.pairs),
         plan=_plan(options, Plan(steps=6000, rate=1e-3, warmup=150, decay=1e-3, check=500)),
         ranks=Ranks(),
         tiny=options.tiny,
+        start=options.start,
     )
 
 

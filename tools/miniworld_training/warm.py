@@ -1,0 +1,70 @@
+"""Beginning from earlier weights: every tensor that has a place of the same shape is copied, the rest stays new.
+
+Only saves time: training from nothing reaches the same point later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+__all__ = ["autoencoder_from", "copy_matching", "text_encoder_from", "unet_from"]
+
+
+@torch.no_grad()
+def copy_matching(model: nn.Module, other: nn.Module, place: Callable[[list[str]], list[str]]) -> int:
+    """Copy tensors by name (`place` maps the parts of a name) where shapes agree; returns how many."""
+    own, copied = model.state_dict(), 0
+    for name, value in other.state_dict().items():
+        target = own.get(".".join(place(name.split("."))))
+        if target is not None and target.shape == value.shape:
+            target.copy_(value)
+            copied += 1
+    return copied
+
+
+def _moved(parts: list[str], path: tuple[str, ...], by: int) -> list[str]:
+    n = len(path)
+    return [*path, str(int(parts[n]) + by), *parts[n + 1 :]] if tuple(parts[:n]) == path else parts
+
+
+def autoencoder_from(folder: Path, model: Any) -> int:
+    """Blocks are matched from the pixel side: one with more halvings lends its fine levels."""
+    other = AutoencoderKL.from_pretrained(folder)
+    more = len(other.config.block_out_channels) - len(model.config.block_out_channels)
+    return copy_matching(model, other, lambda parts: _moved(parts, ("decoder", "up_blocks"), -more))
+
+
+@torch.no_grad()
+def unet_from(folder: Path, model: Any) -> int:
+    """Blocks are matched from the middle: a UNet with one level less lends its levels as the inner ones."""
+    other = UNet2DConditionModel.from_pretrained(folder)
+    fewer = len(model.config.block_out_channels) - len(other.config.block_out_channels)
+    copied = copy_matching(model, other, lambda parts: _moved(parts, ("down_blocks",), fewer))
+    t = torch.arange(1000)
+    theirs, ours = other.time_embedding.linear_1, model.time_embedding.linear_1
+    if theirs.weight.shape != ours.weight.shape and theirs.out_features == ours.out_features:
+        # the same function of the timestep, from another number of waves
+        wanted = other.time_proj(t) @ theirs.weight.T
+        ours.weight.copy_(torch.linalg.lstsq(model.time_proj(t), wanted).solution.T)
+        ours.bias.copy_(theirs.bias)
+    return copied
+
+
+@torch.no_grad()
+def text_encoder_from(folder: Path, model: Any, tokenizer: Any) -> int:
+    """Embeddings go by token, the rest by name."""
+    other = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    old = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
+    copied = copy_matching(model, other, lambda parts: parts)
+    theirs, ours = other.get_input_embeddings().weight, model.get_input_embeddings().weight
+    for token, row in tokenizer.get_vocab().items():
+        if token in old:
+            ours[row] = theirs[old[token]]
+    return copied
