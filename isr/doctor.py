@@ -375,20 +375,19 @@ def _plugins() -> Iterable[Finding]:
         return
     optional = {re.sub(r"[-.]", "_", r.name).lower() for r in _declared() if r.extra}
     loaded: dict[str, int] = {}
+    waiting: dict[tuple[str, str], list[str]] = {}
     for noun, name, distribution, state, text in json.loads(out.splitlines()[-1]):
         absent = state.removeprefix("absent:").split(".")[0] if state.startswith("absent:") else ""
         origin = f" (from {distribution})" if distribution and distribution != DISTRIBUTION else ""
         if state == "ok":
             loaded[noun] = loaded.get(noun, 0) + 1
         elif state == "extra" or absent.lower() in optional:
-            yield Finding("ok", f"{noun} {name}", f"needs an extra that is not installed{origin}: {text}")
+            waiting.setdefault((noun, absent or text), []).append(name)
         else:
-            yield Finding(
-                "error",
-                f"{noun} {name}",
-                f"cannot be loaded{origin}: {text}",
-                f"update or uninstall {distribution or 'it'}",
-            )
+            advice = f"update or uninstall {distribution or 'it'}"
+            yield Finding("error", f"{noun} {name}", f"cannot be loaded{origin}: {text}", advice)
+    for (noun, need), names in waiting.items():
+        yield Finding("ok", noun, f"an extra that is not installed is needed for {', '.join(names)}: {need}")
     if loaded:
         yield Finding(
             "ok", "plugins", "these load: " + ", ".join(f"{noun} × {count}" for noun, count in loaded.items())

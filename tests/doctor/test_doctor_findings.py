@@ -176,3 +176,12 @@ def test_doctor_worst_and_render() -> None:
 def test_doctor_module_is_light() -> None:
     code = "import sys, isr.doctor; assert not {'torch', 'openai', 'pandas', 'diskcache'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_doctor_plugins_that_only_lack_an_extra_are_no_error(extra_site: Path) -> None:
+    points = "[isr.judges]\nlacks-a = lacks_ray:J\nlacks-b = lacks_ray:J\n"
+    _fake_distribution(extra_site, "lacking-plugins", "1.0", points)
+    (extra_site / "lacks_ray.py").write_text("import ray.nothing_of_that_name\n", "utf-8")
+    (extra_site / "ray.py").write_text("raise ModuleNotFoundError(\"No module named 'ray'\", name='ray')\n", "utf-8")
+    (found,) = [f for f in doctor._plugins() if f.topic == "judge"]
+    assert (found.level, found.text) == ("ok", "an extra that is not installed is needed for lacks-a, lacks-b: ray")
