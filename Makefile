@@ -12,7 +12,8 @@ STAMPS := $(VENV)/stamps
 MINI_PYPROJECT := $(wildcard packages/miniworld/pyproject.toml)
 MINI := $(if $(MINI_PYPROJECT),-e ./packages/miniworld)
 PINS := pyproject.toml constraints.txt $(MINI_PYPROJECT)
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# --no-compile halves the time: most modules of torch and transformers are never imported here.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 # Opt-in tests (pytest markers); .ci/run runs them.
 OPT_IN := slow load kill ray
