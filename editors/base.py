@@ -6,19 +6,14 @@ without and once with gradients, so an attack sees exactly the model that will m
 
 from __future__ import annotations
 
-import logging
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import PIL.Image
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from isr.errors import UsageError
@@ -27,79 +22,14 @@ from isr.protocols import Traits
 from .checks import check_call
 from .hooks import first_tensor, read_modules
 from .loading import Part, check_environment, fingerprint, load_parts, locate, memory_hint, read_index
+from .options import checked_settings, other_scheduler, torch_dtype
+from .pixels import batches, generator_of, resized, to_pictures, to_pixels
 from .schedules import Kind, clean_of, expand, noise_of, target_of
+from .text import Text, columns_of
 
-__all__ = ["DiffusionEditor", "Text", "to_pictures", "to_pixels"]
-
-log = logging.getLogger("isr.editors")
+__all__ = ["DiffusionEditor"]
 
 Offload = Literal["text", "model"]
-
-
-@dataclass(frozen=True)
-class Text:
-    """Text conditioning of B prompts.
-
-    Attributes:
-        hidden: (B, L, D) token states. pooled: (B, P) where the family has one. mask: (B, L) where it has one.
-        extra: further tensors with a leading B axis.
-    """
-
-    hidden: torch.Tensor
-    pooled: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    extra: Mapping[str, torch.Tensor] | None = None
-
-    def __len__(self) -> int:
-        return int(self.hidden.shape[0])
-
-    def tiled(self, batch: int) -> Text:
-        """The whole batch repeated until it has `batch` rows (row i belongs to row i mod B)."""
-        return replace(
-            self,
-            hidden=tiled(self.hidden, batch, "text"),
-            pooled=None if self.pooled is None else tiled(self.pooled, batch, "text"),
-            mask=None if self.mask is None else tiled(self.mask, batch, "text"),
-            extra=None if self.extra is None else {k: tiled(v, batch, "text") for k, v in self.extra.items()},
-        )
-
-
-def tiled(value: torch.Tensor, batch: int, name: str) -> torch.Tensor:
-    """Repeat along the first axis until it has `batch` rows; so K·B noisy latents (timestep-major) take B texts."""
-    have = value.shape[0]
-    if have == batch:
-        return value
-    if have == 0 or batch % have:
-        raise UsageError(f"{name} has {have} rows, which do not divide the {batch} rows of the noisy latent")
-    return value.repeat(batch // have, *([1] * (value.ndim - 1)))
-
-
-def joined(texts: Sequence[Text]) -> Text:
-    """Several texts as one batch, for guidance."""
-    first = texts[0]
-    extra = first.extra
-    return Text(
-        torch.cat([t.hidden for t in texts]),
-        None if first.pooled is None else torch.cat([t.pooled for t in texts if t.pooled is not None]),
-        None if first.mask is None else torch.cat([t.mask for t in texts if t.mask is not None]),
-        None if extra is None else {k: torch.cat([t.extra[k] for t in texts if t.extra is not None]) for k in extra},
-    )
-
-
-def to_pixels(images: Sequence[PIL.Image.Image]) -> torch.Tensor:
-    """8-bit RGB pictures of one size → (B, 3, H, W) float32 in [0, 1]."""
-    stacked = np.stack([np.asarray(image, dtype=np.uint8) for image in images])
-    return torch.from_numpy(stacked.astype(np.float32) / 255).permute(0, 3, 1, 2).contiguous()
-
-
-def to_pictures(x: torch.Tensor) -> list[PIL.Image.Image]:
-    """(B, 3, H, W) → 8-bit RGB pictures: clamp to [0, 1], times 255, round half to even."""
-    if not torch.isfinite(x).all():
-        raise UsageError(
-            "the editor produced pixels that are not finite (a half-precision overflow?); use dtype='float32' or 'bfloat16'"
-        )
-    array = (x.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [PIL.Image.fromarray(picture) for picture in array]
 
 
 class DiffusionEditor(ABC):
@@ -577,112 +507,3 @@ class DiffusionEditor(ABC):
 
     def _text_device(self) -> torch.device:
         return torch.device("cpu") if self.offload is not None else self.device
-
-
-# ------------------------------------------------------------------------------------------------------ small helpers
-
-
-def checked_settings(editor: str, known: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling settings of a call: known names only, each of the right kind and range."""
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise UsageError(
-            f"{editor} has no setting {', '.join(map(repr, unknown))}; it takes: {', '.join(sorted(known))}"
-        )
-    for key, value in settings.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if key in ("steps", "max_sequence_length") and (
-            not isinstance(value, int) or isinstance(value, bool) or value < 1
-        ):
-            raise UsageError(f"{key} must be a whole number of at least 1, got {value!r}")
-        if key in ("guidance", "image_guidance", "true_guidance", "eta") and (not number or value < 0):
-            raise UsageError(f"{key} must be a number of at least 0, got {value!r}")
-        if key == "strength" and (not number or not 0 < value <= 1):
-            raise UsageError(f"strength must be a number in (0, 1], got {value!r}")
-        if key == "negative_prompt" and not isinstance(value, str | type(known[key])):
-            raise UsageError(f"negative_prompt must be a text, got {type(value).__name__}")
-    return dict(settings)
-
-
-def generator_of(seed: int) -> torch.Generator:
-    """A CPU generator of one picture, so that every device draws the same noise."""
-    return torch.Generator().manual_seed(int(seed))
-
-
-def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A torch dtype from its name."""
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in names:
-        raise UsageError(f"dtype must be one of {', '.join(names)}, got {dtype!r}")
-    return names[dtype]
-
-
-def other_scheduler(scheduler: Any, name: str) -> Any:
-    """Another scheduler class of diffusers with this scheduler's configuration."""
-    import diffusers
-
-    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if kind is None:
-        raise UsageError(
-            f"scheduler must be a scheduler class of diffusers such as 'EulerAncestralDiscreteScheduler', got {name!r}"
-        )
-    return kind.from_config(scheduler.config)
-
-
-def fresh_scheduler(scheduler: Any) -> Any:
-    """A scheduler of the same configuration without the state of an earlier edit."""
-    return type(scheduler).from_config(scheduler.config)
-
-
-def resized(x: torch.Tensor, size: tuple[int, int], *, clamp: bool = True) -> torch.Tensor:
-    """Antialiased bicubic to (height, width); overshoot is cut to [0, 1] where `clamp`. Differentiable."""
-    if tuple(x.shape[-2:]) == size:
-        return x
-    y = F.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False)
-    return y.clamp(0, 1) if clamp else y
-
-
-def batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of one picture size each, in order of first appearance."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, size in enumerate(sizes):
-        groups.setdefault(size, []).append(index)
-    for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
-
-
-def tokens_of(tokenizer: Any, prompts: Sequence[str], editor: str, *, length: int | None = None) -> Any:
-    """Padded, truncated tokens of one tokenizer; a prompt that is cut is said so."""
-    length = length or int(tokenizer.model_max_length)
-    for prompt, ids in zip(
-        prompts, tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"], strict=True
-    ):
-        if len(ids) > length:
-            log.warning(
-                "%s reads only the first %d tokens of a prompt of %d: %r", editor, length, len(ids), prompt[:80]
-            )
-    return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-
-
-def columns_of(tokenizer: Any, prompt: str, word: str | None, *, limit: int | None = None) -> list[int]:
-    """Positions of a word's tokens (or of all content tokens) in the padded token sequence of one tokenizer."""
-    length = limit or int(tokenizer.model_max_length)
-    encoded = tokenizer(prompt, max_length=length, truncation=True, return_offsets_mapping=True)
-    spans = [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
-    special = set(tokenizer.all_special_ids)
-    content = [
-        i
-        for i, ((a, b), token) in enumerate(zip(spans, encoded["input_ids"], strict=True))
-        if b > a and token not in special
-    ]
-    if word is None:
-        return content
-    places = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(word.strip())}(?!\w)", prompt, re.IGNORECASE)]
-    if not word.strip() or not places:
-        raise UsageError(
-            f"word={word!r} does not stand in the prompt {prompt!r}; choose one of its words, or None for all"
-        )
-    return [i for i in content if any(spans[i][0] < end and spans[i][1] > start for start, end in places)]

@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from .base import DiffusionEditor, Text, fresh_scheduler
+from .base import DiffusionEditor
 from .hooks import column_attention, heads_of, image_tensor, read_modules
+from .options import fresh_scheduler
 from .schedules import Kind
+from .text import Text
 
 __all__ = ["FlowEditor"]
 

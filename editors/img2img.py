@@ -13,7 +13,8 @@ import torch
 
 from isr.errors import UsageError
 
-from .base import fresh_scheduler, joined
+from .options import fresh_scheduler
+from .text import joined
 from .unet import UNetEditor
 from .unet_xl import XLText
 

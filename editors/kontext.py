@@ -15,9 +15,9 @@ from torch import nn
 
 from isr.errors import UsageError
 
-from .base import Text, columns_of, joined, tiled, tokens_of
 from .flow import FlowEditor, two_way
 from .loading import Part
+from .text import Text, columns_of, joined, tiled, tokens_of
 
 __all__ = ["Kontext"]
 

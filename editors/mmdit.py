@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from isr.errors import UsageError
 
-from .base import Text, columns_of, joined, tiled, tokens_of
 from .flow import FlowEditor, three_way, two_way
 from .img2img import sampled_latents
 from .loading import Part
+from .text import Text, columns_of, joined, tiled, tokens_of
 
 __all__ = ["SD3Img2Img", "SD3Instruct"]
 

@@ -16,9 +16,10 @@ import torch
 from isr.errors import UsageError
 from isr.protocols import Traits
 
-from .base import checked_settings, generator_of, torch_dtype
 from .checks import check_call
 from .loading import Part, check_environment, fingerprint, load_parts, locate, memory_hint, read_index
+from .options import checked_settings, torch_dtype
+from .pixels import generator_of
 
 __all__ = ["PromptProcessor", "QwenEdit"]
 
@@ -136,7 +137,8 @@ class QwenEdit:
         )  # fmt: skip
         from diffusers import QwenImageEditPipeline
 
-        pipeline = QwenImageEditPipeline(**parts, processor=None)
+        make: Any = QwenImageEditPipeline
+        pipeline = make(**parts, processor=None)
         pipeline.processor = PromptProcessor(parts["tokenizer"], image_processor(where.folder / cls.PROCESSOR.role))
         origin = {
             "source": where.source, "revision": where.revision, "weights": fingerprint(where.folder, parts_of), "licence": licence,

@@ -15,10 +15,12 @@ from torch import nn
 
 from isr.errors import UsageError
 
-from .base import DiffusionEditor, Text, fresh_scheduler, joined, tiled, tokens_of
+from .base import DiffusionEditor
 from .hooks import column_attention, heads_of, read_modules
 from .loading import Part
+from .options import fresh_scheduler
 from .schedules import Kind, vp_levels
+from .text import Text, joined, tiled, tokens_of
 
 __all__ = ["InstructPix2Pix", "UNetEditor"]
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from .base import Text, tokens_of
 from .loading import Part
+from .text import Text, tokens_of
 from .unet import CLIP, CLIP_TOKENIZER, SCHEDULER, UNET, VAE, InstructPix2Pix, UNetEditor
 
 __all__ = ["InstructPix2PixXL", "XLText"]

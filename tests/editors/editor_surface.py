@@ -21,7 +21,7 @@ def pictures(n: int = 2, size: tuple[int, int] = (32, 32), seed: int = 0) -> lis
 
 
 def pixels(n: int = 2, seed: int = 0, grad: bool = False) -> torch.Tensor:
-    from isr.editors.base import to_pixels
+    from isr.editors.pixels import to_pixels
 
     return to_pixels(pictures(n, seed=seed)).requires_grad_(grad)
 

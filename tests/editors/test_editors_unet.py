@@ -226,7 +226,7 @@ def test_wrong_arguments_say_what_is_wrong(editor: Any) -> None:
 
 
 def test_pixels_that_are_not_finite_are_refused() -> None:
-    from isr.editors.base import to_pictures
+    from isr.editors.pixels import to_pictures
 
     with pytest.raises(UsageError, match="not finite"):
         to_pictures(torch.full((1, 3, 4, 4), float("nan")))

@@ -1,0 +1,196 @@
+"""Where a checkpoint comes from: a folder as it is, or a hub name, with licence and terms shown before a download."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isr.errors import IsrError, UsageError, missing_extra
+
+__all__ = ["PICKLED", "WEIGHTS", "EditorLoadError", "Location", "Part", "check_environment", "locate"]
+
+log = logging.getLogger("isr.editors")
+
+WEIGHTS = ("*.safetensors",)
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class EditorLoadError(IsrError):
+    """An editor's weights cannot be had; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component of a checkpoint in diffusers' folder layout.
+
+    Attributes:
+        role: sub-folder and key of model_index.json ("unet").
+        library: "diffusers" or "transformers". classes: class names allowed there; empty: any scheduler of diffusers.
+        weights: holds network weights (False: a tokenizer or scheduler).
+        optional: may be absent (null in model_index.json, or no such folder).
+    """
+
+    role: str
+    library: str
+    classes: tuple[str, ...] = ()
+    weights: bool = True
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a checkpoint lies: `folder` on this disk, and what it was called (`source`, `revision`: commit hash or "")."""
+
+    folder: Path
+    source: str
+    revision: str = ""
+
+
+def check_environment(feature: str = "a diffusion editor") -> None:
+    """Raise where torch, diffusers or transformers is missing, or where a broken torchvision would stop every import."""
+    for package in ("torch", "diffusers", "transformers", "safetensors"):
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(feature, "attacks", package)
+    if importlib.util.find_spec("torchvision") is None:
+        return  # absent is fine: image processors fall back to Pillow, and none is needed here
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        raise EditorLoadError(
+            "the installed torchvision does not match the installed torch, which makes every import of diffusers fail "
+            f"({type(error).__name__}: {error}). Remove it (it is not needed):  pip uninstall torchvision"
+        ) from error
+
+
+def locate(
+    source: str | Path,
+    parts: Sequence[Part],
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    offline: bool = False,
+    licence: str = "",
+    cache_dir: str | Path | None = None,
+) -> Location:
+    """A folder as it is, or a hub name downloaded to (or found in) the hub's cache.
+
+    Args:
+        source: a folder in diffusers layout, or "owner/name".
+        parts: what is needed; nothing else is downloaded.
+        revision: branch, tag or commit of a hub name.
+        variant: "fp16", …: weights named so.
+        allow_pickle: also fetch pickled weights.
+        offline: use only what is cached.
+        licence: shown before a download.
+        cache_dir: instead of the hub's own cache.
+
+    Raises:
+        EditorLoadError: wrong folder, unknown or gated name, no network, unknown revision.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise UsageError(
+                f"revision={revision!r} goes with a hub name, but {str(source)!r} is a folder; leave it out"
+            )
+        return Location(path, str(source))
+    if (
+        isinstance(source, Path)
+        or path.is_absolute()
+        or str(source).startswith((".", "~"))
+        or str(source).count("/") != 1
+    ):
+        raise EditorLoadError(
+            f"there is no folder {str(source)!r}; give a folder with a model_index.json, or a hub name like 'owner/name'"
+        )
+    return _from_hub(
+        str(source),
+        parts,
+        revision,
+        variant,
+        allow_pickle=allow_pickle,
+        offline=offline,
+        licence=licence,
+        cache_dir=cache_dir,
+    )
+
+
+def _patterns(parts: Sequence[Part], variant: str | None, allow_pickle: bool) -> list[str]:
+    names = WEIGHTS + (PICKLED if allow_pickle else ())
+    if variant:
+        names = tuple(n.replace("*.", f"*.{variant}.") for n in names) + tuple(f"*.{variant}-*{n[1:]}" for n in names)
+    patterns = ["model_index.json"]
+    for part in parts:
+        patterns += [f"{part.role}/*.json", f"{part.role}/*.txt", f"{part.role}/*.model"]
+        if part.weights:
+            patterns += [f"{part.role}/{name}" for name in names]
+    return patterns
+
+
+def _from_hub(
+    name: str,
+    parts: Sequence[Part],
+    revision: str | None,
+    variant: str | None,
+    *,
+    allow_pickle: bool,
+    offline: bool,
+    licence: str,
+    cache_dir: str | Path | None,
+) -> Location:
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise missing_extra(f"loading {name!r} from the hub", "attacks", "huggingface_hub")
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    wanted: dict[str, Any] = {
+        "revision": revision, "cache_dir": cache_dir, "allow_patterns": _patterns(parts, variant, allow_pickle),
+    }  # fmt: skip
+    try:
+        cached = Path(huggingface_hub.snapshot_download(name, local_files_only=True, **wanted))
+        if (cached / "model_index.json").is_file() and all(_present(cached, part, allow_pickle) for part in parts):
+            return Location(cached, name, cached.name)
+    except errors.HFValidationError as error:
+        raise EditorLoadError(f"{name!r} is not a hub name ({error}); write 'owner/name'") from error
+    except (errors.LocalEntryNotFoundError, ValueError):
+        pass  # not cached, or not completely
+    if offline:
+        raise EditorLoadError(
+            f"{name!r} is not (completely) in the cache and offline=True; load it once without offline"
+        )
+    page = f"https://huggingface.co/{name}"
+    log.warning("downloading %s (licence: %s, terms: %s)", name, licence or "see its page", page)
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, **wanted))
+    except errors.GatedRepoError as error:
+        raise EditorLoadError(
+            f"{name!r} is gated: accept its terms at {page} with your account, then log in on this machine with:  hf auth login"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise EditorLoadError(f"{name!r} has no revision {revision!r}; see {page}/commits") from error
+    except errors.RepositoryNotFoundError as error:
+        raise EditorLoadError(
+            f"the hub knows no {name!r} (or it is private); check the name, or log in with:  hf auth login"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        raise EditorLoadError(
+            f"{name!r} is not cached and could not be downloaded ({type(error).__name__}); check the network, or download "
+            "the folder elsewhere and give its path"
+        ) from error
+    return Location(folder, name, folder.name)
+
+
+def _present(folder: Path, part: Part, allow_pickle: bool) -> bool:
+    sub = folder / part.role
+    if part.optional:
+        return True
+    if not sub.is_dir():
+        return False
+    kinds = WEIGHTS + (PICKLED if allow_pickle else ())
+    return not part.weights or any(next(sub.glob(kind), None) for kind in kinds)

@@ -1,0 +1,63 @@
+"""Sampling settings and schedulers: checked names and ranges, weights' dtypes, samplers without a past."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from isr.errors import UsageError
+
+__all__ = ["checked_settings", "fresh_scheduler", "other_scheduler", "torch_dtype"]
+
+
+def checked_settings(editor: str, known: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling settings of a call: known names only, each of the right kind and range."""
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise UsageError(
+            f"{editor} has no setting {', '.join(map(repr, unknown))}; it takes: {', '.join(sorted(known))}"
+        )
+    for key, value in settings.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key in ("steps", "max_sequence_length") and (
+            not isinstance(value, int) or isinstance(value, bool) or value < 1
+        ):
+            raise UsageError(f"{key} must be a whole number of at least 1, got {value!r}")
+        if key in ("guidance", "image_guidance", "true_guidance", "eta") and (
+            not number or not 0 <= value < float("inf")
+        ):
+            raise UsageError(f"{key} must be a number of at least 0, got {value!r}")
+        if key == "strength" and (not number or not 0 < value <= 1):
+            raise UsageError(f"strength must be a number in (0, 1], got {value!r}")
+        if key == "negative_prompt" and not isinstance(value, str | type(known[key])):
+            raise UsageError(f"negative_prompt must be a text, got {type(value).__name__}")
+    return dict(settings)
+
+
+def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype from its name."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in names:
+        raise UsageError(f"dtype must be one of {', '.join(names)}, got {dtype!r}")
+    return names[dtype]
+
+
+def other_scheduler(scheduler: Any, name: str) -> Any:
+    """Another scheduler class of diffusers with this scheduler's configuration."""
+    import diffusers
+
+    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if kind is None:
+        raise UsageError(
+            f"scheduler must be a scheduler class of diffusers such as 'EulerAncestralDiscreteScheduler', got {name!r}"
+        )
+    return kind.from_config(scheduler.config)
+
+
+def fresh_scheduler(scheduler: Any) -> Any:
+    """A scheduler of the same configuration without the state of an earlier edit."""
+    return type(scheduler).from_config(scheduler.config)

@@ -1,0 +1,210 @@
+"""Names, the command, and functions as editors."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from isr.editors import load_editor
+from isr.editors.catalog import entries, entry, traits_of
+from isr.editors.command import human, rows
+from isr.editors.function import FunctionEditor
+from isr.editors.hub import EditorLoadError
+
+from isr.cli import main
+from isr.errors import MissingExtraError, RegistryError, UsageError
+from isr.protocols import Editor
+from isr.registry import EDITORS
+
+
+def picture(size: tuple[int, int] = (16, 12)) -> PIL.Image.Image:
+    rng = np.random.default_rng(0)
+    return PIL.Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+# ------------------------------------------------------------------------------------------------- catalogue
+
+
+def test_every_row_is_registered_and_its_class_exists() -> None:
+    pytest.importorskip("diffusers")
+    registered = {p.name for p in EDITORS.list()}
+    assert set(entries()) | {"function"} <= registered
+    for row in entries().values():
+        module, _, name = row.target.partition(":")
+        cls = getattr(importlib.import_module(f"isr.editors.{module}"), name)
+        assert row.family == cls.FAMILY
+        assert set(row.defaults) <= set(cls.DEFAULTS)
+        assert callable(EDITORS.load(row.name))
+        assert row.licence
+        assert row.gpu_dtype in ("float32", "bfloat16", "float16")
+        assert traits_of(row).source == row.source
+
+
+def test_the_papers_editors_are_there() -> None:
+    assert {"ip2p", "hq-edit", "sd3", "ultraedit-sd3", "kontext"} <= set(entries())
+    assert entry("sd3").gated
+    assert not entry("qwen-edit").white_box
+    with pytest.raises(UsageError, match="no editor 'sd4'; it has: hq-edit, ip2p"):
+        entry("sd4")
+
+
+def test_the_command_lists_without_importing_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["editors"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split() == ["name", "family", "size", "licence", "white-box", "cached", "source"]
+    (line,) = [x for x in out.splitlines() if x.startswith("kontext ")]
+    assert "12 B, 1024 px" in line
+    assert "Non-Commercial License (gated)" in line
+    assert {row["name"] for row in rows()} >= {"function", "mini-ip2p"}
+
+
+def test_sizes_for_a_reader() -> None:
+    assert [human(n) for n in (12, 4321, 9_650_000, 4_300_000_000)] == ["12 B", "4 kB", "10 MB", "4 GB"]
+
+
+def test_cached_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    from isr.editors.catalog import cached_bytes
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert cached_bytes(entry("ip2p")) is None
+    blobs = tmp_path / "models--timbrooks--instruct-pix2pix" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "abc").write_bytes(b"12345")
+    assert cached_bytes(entry("ip2p")) == 5
+
+
+# ---------------------------------------------------------------------------------------------- load_editor
+
+
+def test_names_that_are_none() -> None:
+    with pytest.raises(RegistryError, match=r"no editor is called 'ip2q'. Did you mean 'ip2p'"):
+        load_editor("ip2q")
+    with pytest.raises(UsageError, match=r"neither a folder nor a catalogued hub name.*source='someone/finetune'"):
+        load_editor("someone/finetune")
+    with pytest.raises(UsageError, match="must be a name, a folder, a function or an editor, got int"):
+        load_editor(3)  # type: ignore[arg-type]
+
+
+def test_miniworld_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "isr_miniworld", None)
+    with pytest.raises(
+        MissingExtraError, match=r"MiniWorld's weights.*immunization-success-rate\[mini\].*packages/miniworld"
+    ):
+        load_editor("mini-ip2p")
+
+
+def test_checkpoints_by_name_folder_and_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("diffusers")
+    import tiny
+    from isr.editors.unet import InstructPix2Pix
+
+    folder = tiny.build("ip2p", tmp_path / "some-finetune")
+    by_folder = load_editor(folder, device="cpu")
+    assert isinstance(by_folder, InstructPix2Pix)
+    assert by_folder.name == "some-finetune"
+    assert load_editor(by_folder) is by_folder
+    with pytest.raises(UsageError, match="is made already"):
+        load_editor(by_folder, device="cpu")
+
+    hq = load_editor("hq-edit", source=str(folder), device="cpu", defaults={"guidance": 5.0})
+    record = hq.settings()
+    assert (hq.name, record["steps"], record["guidance"], record["image_guidance"]) == ("hq-edit", 30, 5.0, 1.5)
+    assert record["scheduler"] == "EulerAncestralDiscreteScheduler"
+    assert hq.traits.native_size == 512
+    assert hq.traits.licence == record["licence"]
+
+    package = tmp_path / "site" / "isr_miniworld"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"def path(name):\n    return {str(tmp_path)!r} + '/' + name\n")
+    folder.rename(tmp_path / "mini-ip2p")
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.delitem(sys.modules, "isr_miniworld", raising=False)
+    mini = load_editor("mini-ip2p", device="cpu")
+    monkeypatch.delitem(sys.modules, "isr_miniworld", raising=False)
+    assert mini.name == "mini-ip2p"
+    assert mini.traits.native_size == 64
+    assert mini.traits.source == "miniworld:mini-ip2p"
+
+
+def test_a_folder_of_no_known_family_is_told_so(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "AudioPipeline"}')
+    with pytest.raises(EditorLoadError, match="holds a AudioPipeline, which no editor here serves"):
+        load_editor(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ functions
+
+
+def test_a_function_is_an_editor_in_one_line() -> None:
+    editor = load_editor(lambda image, prompt, seed: image.point(lambda v: (v + seed) % 256))
+    assert isinstance(editor, Editor)
+    assert (editor.name, editor.traits.white_box, editor.traits.family) == ("function", False, "function")
+    one, two = editor.edit([picture(), picture()], ["a", "b"], seeds=[1, 2])
+    assert np.array_equal(np.asarray(one) + np.uint8(1), np.asarray(two))
+    assert editor.settings()["family"] == "function"
+
+
+def test_a_function_may_draw_on_its_picture_but_not_on_ours() -> None:
+    def draws(image: PIL.Image.Image, prompt: str, seed: int) -> PIL.Image.Image:
+        image.paste((255, 0, 0), (0, 0, 4, 4))
+        return image
+
+    original = picture()
+    before = original.tobytes()
+    (edited,) = load_editor(draws).edit([original], ["x"], seeds=[0])
+    assert original.tobytes() == before
+    assert edited.tobytes() != before
+    assert load_editor(draws).name == "draws"
+
+
+def test_sizes_and_seedless_functions() -> None:
+    def halve(image: PIL.Image.Image, prompt: str) -> PIL.Image.Image:
+        return image.resize((image.width // 2, image.height // 2))
+
+    editor = load_editor(halve, seedable=False, name="halver", settings={"version": 3})
+    assert not editor.traits.seedable
+    assert editor.settings()["version"] == 3
+    assert editor.edit([picture()], ["x"], seeds=[0])[0].size == (16, 12)
+    assert FunctionEditor(halve, seedable=False, restore_size=False).edit([picture()], ["x"], seeds=[0])[0].size == (
+        8,
+        6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda i, p, s: None, r"'function' must return an 8-bit RGB PIL.Image for images\[0\], got NoneType"),
+        (lambda i, p, s: np.asarray(i), "got ndarray"),
+        (lambda i, p, s: i.convert("RGBA"), r"got mode RGBA; end the function with .convert\('RGB'\)"),
+    ],
+)
+def test_what_a_function_returns_is_checked(function: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_editor(function).edit([picture()], ["x"], seeds=[0])
+
+
+def test_a_function_that_raises_names_the_picture() -> None:
+    def fails(image: PIL.Image.Image, prompt: str, seed: int) -> PIL.Image.Image:
+        if seed:
+            raise ValueError("no such prompt")
+        return image
+
+    with pytest.raises(ValueError, match="no such prompt") as caught:
+        load_editor(fails).edit([picture()] * 2, ["x", "y"], seeds=[0, 1])
+    assert caught.value.__notes__ == ["raised by the editor 'fails' on images[1]"]
+
+
+def test_functions_take_no_settings() -> None:
+    editor = load_editor(lambda image, prompt, seed: image)
+    with pytest.raises(UsageError, match="takes no settings, got 'steps'"):
+        editor.edit([picture()], ["x"], seeds=[0], steps=3)
+    with pytest.raises(UsageError, match="needs a function"):
+        FunctionEditor("not callable")  # type: ignore[arg-type]

@@ -1,0 +1,283 @@
+"""Loading: hub names and folders, licence before download, safetensors only, and every failure's way on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+huggingface_hub = pytest.importorskip("huggingface_hub")
+
+import editor_surface as surface  # noqa: E402
+import tiny  # noqa: E402
+from isr.editors.hub import check_environment, locate  # noqa: E402
+from isr.editors.loading import EditorLoadError, EditorMemoryError, fingerprint, memory_hint  # noqa: E402
+from isr.editors.unet import InstructPix2Pix  # noqa: E402
+from isr.editors.unet_xl import InstructPix2PixXL  # noqa: E402
+
+from isr.errors import MissingExtraError, UsageError  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build("ip2p", tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(made, tmp_path / "checkpoint"))
+
+
+def load(where: Path | str, **options: Any) -> Any:
+    return InstructPix2Pix.from_pretrained(str(where), device="cpu", **options)
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+def test_wrong_folders_say_what_is_wrong(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(EditorLoadError, match=r"has no model_index.json \(it holds: checkpoint, notes.txt\)"):
+        load(tmp_path)
+    with pytest.raises(EditorLoadError, match="there is no folder '/nowhere/at/all'"):
+        load("/nowhere/at/all")
+    with pytest.raises(EditorLoadError, match=r"there is no folder './missing'"):
+        load("./missing")
+    with pytest.raises(
+        EditorLoadError, match="holds a StableDiffusionInstructPix2PixPipeline, but InstructPix2PixXL loads"
+    ):
+        InstructPix2PixXL.from_pretrained(str(folder))
+    with pytest.raises(UsageError, match="revision='main' goes with a hub name"):
+        load(folder, revision="main")
+    (folder / "model_index.json").write_text("{")
+    with pytest.raises(EditorLoadError, match="is not valid JSON"):
+        load(folder)
+
+
+def test_missing_parts_and_weights_say_which(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(folder / "elsewhere")
+    with pytest.raises(EditorLoadError, match=r"missing weights: .*unet' holds no \*.safetensors"):
+        load(folder)
+    (folder / "elsewhere").rename(weights)
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(EditorLoadError, match="has no 'vae' part"):
+        InstructPix2Pix.from_pretrained(str(folder))
+
+
+def test_damaged_weights_say_so(folder: Path) -> None:
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"not a tensor file")
+    with pytest.raises(EditorLoadError, match=r"the 'vae' part of .* cannot be read .* download them again"):
+        load(folder)
+
+
+def test_code_in_a_checkpoint_is_never_run(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    index["unet"] = ["my_pipeline", "Surprise"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "unet" / "my_pipeline.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(
+        EditorLoadError, match=r"asks for my_pipeline.Surprise as its 'unet', expected diffusers.UNet2DConditionModel"
+    ):
+        load(folder)
+    index["unet"] = ["diffusers", "UNet2DConditionModel"]
+    index["scheduler"] = ["diffusers", "DiffusionPipeline"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(EditorLoadError, match=r"expected diffusers.…Scheduler"):
+        load(folder)
+
+
+def test_pickled_weights_need_consent(folder: Path, made: Path) -> None:
+    from safetensors.torch import load_file
+
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+    with pytest.raises(
+        EditorLoadError, match=r"only pickled weights \(diffusion_pytorch_model.bin\).*allow_pickle=True"
+    ):
+        load(folder)
+    trusted, safe = load(folder, allow_pickle=True), load(made)
+    for a, b in zip(trusted.denoiser.parameters(), safe.denoiser.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_fingerprint_tells_checkpoints_apart(folder: Path, made: Path) -> None:
+    same = fingerprint(folder, InstructPix2Pix.PARTS)
+    assert same == fingerprint(made, InstructPix2Pix.PARTS)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(folder, InstructPix2Pix.PARTS) != same
+
+
+# -------------------------------------------------------------------------------------------------- hub
+
+
+class Hub:
+    """Stands in for the hub: nothing cached, then an error or a folder on download."""
+
+    def __init__(self, outcome: Exception | Path, cached: Path | None = None) -> None:
+        self.outcome, self.cached = outcome, cached
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, name: str, **options: Any) -> str:
+        self.calls.append({"name": name, **options})
+        if options.get("local_files_only"):
+            if self.cached is None:
+                raise huggingface_hub.errors.LocalEntryNotFoundError("not cached")
+            return str(self.cached)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return str(self.outcome)
+
+
+def response(status: int) -> Any:
+    """What the hub's errors hold: any object with headers and a request."""
+    return SimpleNamespace(status_code=status, headers={}, request=None)
+
+
+def test_a_download_takes_only_what_is_needed_and_shows_the_licence_first(
+    made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = Hub(made)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    with caplog.at_level(logging.WARNING, logger="isr.editors"):
+        editor = load("owner/name", revision="abc", licence="MIT", cache_dir="/somewhere")
+    assert "downloading owner/name (licence: MIT, terms: https://huggingface.co/owner/name)" in caplog.text
+    probe, download = hub.calls
+    assert probe["local_files_only"] is True
+    assert download["revision"] == "abc"
+    assert download["cache_dir"] == "/somewhere"
+    patterns = download["allow_patterns"]
+    assert "unet/*.safetensors" in patterns
+    assert not any("safety_checker" in p or p.endswith(".bin") for p in patterns)
+    assert editor.settings()["source"] == "owner/name"
+    assert editor.settings()["revision"] == made.name
+
+
+def test_what_is_cached_is_used_without_a_word(
+    made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = Hub(RuntimeError("the network was used"), cached=made)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    with caplog.at_level(logging.WARNING, logger="isr.editors"):
+        assert locate("owner/name", InstructPix2Pix.PARTS, offline=True).folder == made
+    assert "downloading" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            huggingface_hub.errors.GatedRepoError("x", response=response(403)),
+            "is gated: accept its terms at https://huggingface.co/a/b .* hf auth login",
+        ),
+        (
+            huggingface_hub.errors.RepositoryNotFoundError("x", response=response(401)),
+            r"the hub knows no 'a/b' \(or it is private\)",
+        ),
+        (huggingface_hub.errors.RevisionNotFoundError("x", response=response(404)), "has no revision 'r1'"),
+        (
+            huggingface_hub.errors.LocalEntryNotFoundError("x"),
+            "is not cached and could not be downloaded .* check the network",
+        ),
+        (ConnectionError("no route"), r"could not be downloaded \(ConnectionError\)"),
+    ],
+)
+def test_hub_errors_say_what_to_do(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(error))
+    with pytest.raises(EditorLoadError, match=message):
+        locate("a/b", InstructPix2Pix.PARTS, revision="r1")
+
+
+def test_offline_never_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(RuntimeError("the network was used"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    with pytest.raises(EditorLoadError, match=r"not \(completely\) in the cache and offline=True"):
+        locate("a/b", InstructPix2Pix.PARTS, offline=True)
+
+
+# ------------------------------------------------------------------------------------------ environment
+
+
+def test_a_broken_torchvision_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    with pytest.raises(
+        EditorLoadError, match=r"torchvision does not match .*nms does not exist.*pip uninstall torchvision"
+    ):
+        check_environment()
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(MissingExtraError, match=r"InstructPix2Pix needs the package 'diffusers'.*\[attacks\]"):
+        load("a/b")
+
+
+def test_out_of_memory_says_what_to_try() -> None:
+    with (
+        pytest.raises(
+            EditorMemoryError, match=r"ip2p ran out of device memory \(CUDA out of memory.*batch_size=1.*offload"
+        ),
+        memory_hint("ip2p"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+
+# ---------------------------------------------------------------------------------------------- options
+
+
+def test_offload_edits_the_same(made: Path) -> None:
+    """On the CPU every part is home already; what is tested is the bookkeeping and the refusal of gradients."""
+    images = surface.pictures(1)
+    want = np.asarray(load(made).edit(images, ["x"], seeds=[1], steps=2)[0])
+    for offload in ("text", "model"):
+        editor = load(made, offload=offload, vae_slicing=True)
+        assert np.array_equal(np.asarray(editor.edit(images, ["x"], seeds=[1], steps=2)[0]), want)
+    with pytest.raises(UsageError, match="offload='model' serves edits only"):
+        editor.latents(surface.pixels(1, grad=True))
+    with pytest.raises(UsageError, match="offload must be None, 'text' or 'model', got 'disk'"):
+        load(made, offload="disk")
+
+
+def test_half_precision_keeps_the_surface_in_float32(made: Path) -> None:
+    editor = load(made, dtype="bfloat16")
+    assert editor.settings()["dtype"] == "bfloat16"
+    assert next(editor.denoiser.parameters()).dtype == torch.bfloat16
+    x = surface.pixels(1, grad=True)
+    args = surface.inputs(editor, x, 1)
+    values = [editor.predict(*args), editor.latents(x), *editor.features(*args, editor.default_layers()).values()]
+    assert {v.dtype for v in values} == {torch.float32}
+    assert torch.isfinite(torch.autograd.grad(values[-1].square().mean(), x)[0]).all()
+    with pytest.raises(UsageError, match="dtype must be one of float32, bfloat16, float16, got 'int8'"):
+        load(made, dtype="int8")
+
+
+def test_other_samplers_and_wrong_names(made: Path) -> None:
+    assert load(made, scheduler="EulerDiscreteScheduler").settings()["scheduler"] == "EulerDiscreteScheduler"
+    with pytest.raises(UsageError, match="scheduler must be a scheduler class of diffusers"):
+        load(made, scheduler="Euler")
+    with pytest.raises(UsageError, match="batch_size must be at least 1"):
+        load(made, batch_size=0)
+
+
+def test_a_prompt_that_is_cut_is_said_so(made: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="isr.editors"):
+        load(made).embed(["a " * 100])
+    assert "reads only the first 77 tokens of a prompt of 102" in caplog.text
