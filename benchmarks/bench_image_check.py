@@ -67,7 +67,7 @@ def resident() -> int:
 
 def stream_growth(paths: list[Path], n: int) -> float:
     """MB by which resident memory grows between the 1,000th and the last case of a stream with originals and controls."""
-    memo, count, base = FileMemo(), 0, 0
+    memo, count, base, last = FileMemo(), 0, 0, 0
     cases = (
         EditCase(paths[i % len(paths)], f"prompt {i}", original=paths[i % 7], control=paths[i % 5]) for i in range(n)
     )
@@ -75,7 +75,9 @@ def stream_growth(paths: list[Path], n: int) -> float:
         count += case.record.arm != "control"
         if count == 1000 and not base:
             base = resident()
-    return (resident() - base) / 1e6
+        if count == n:  # before the stream ends and lets go of what it held
+            last = resident()
+    return (last - base) / 1e6
 
 
 def main() -> None:
@@ -87,6 +89,12 @@ def main() -> None:
     options = parser.parse_args()
     n, threads = options.images, min(8, os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
+        growth = None
+        if options.stream:  # first, while there is no freed memory that it could grow into
+            small = [Path(folder) / f"s{i}.png" for i in range(12)]
+            for i, path in enumerate(small):
+                Image.fromarray(picture(i, 64)).save(path)
+            growth = round(stream_growth(small, options.stream), 1)
         arrays = [picture(seed, options.side) for seed in range(min(n, 50))]
         arrays = [arrays[i % len(arrays)].copy() for i in range(n)]
         paths = [Path(folder) / f"{i}.png" for i in range(n)]
@@ -122,11 +130,8 @@ def main() -> None:
             "sent_bytes_mean_of_arrays": round(sum(len(ref.png()) for ref in held) / n),
             "python": platform.python_version(), "pillow": PIL.__version__, "numpy": np.__version__,
         }  # fmt: skip
-        if options.stream:
-            small = [Path(folder) / f"s{i}.png" for i in range(12)]
-            for i, path in enumerate(small):
-                Image.fromarray(picture(i, 64)).save(path)
-            result["stream"] = {"cases": options.stream, "growth_mb": round(stream_growth(small, options.stream), 1)}
+        if growth is not None:
+            result["stream"] = {"cases": options.stream, "growth_mb": growth}
     print(json.dumps(result, indent=2))
 
 
