@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from .engine.cache import cache_key
-from .evaluation import Plan, plan
-from .schema import NoVerdict
+from .evaluation import Plan, plan, price_of
+from .schema import NoVerdict, Usage
 
 __all__ = ["Estimate", "JudgeEstimate", "estimate"]
 
@@ -30,6 +30,7 @@ class JudgeEstimate:
     Attributes:
         judge: name. cached: calls answered from the cache. calls: (fewest, most) new calls.
         input_tokens, output_tokens: (low, high) of the new calls; orders of magnitude, since every model counts its own way.
+        cost: (low, high) in US dollars, or None where no price is known or nothing is paid per token.
     """
 
     judge: str
@@ -37,6 +38,7 @@ class JudgeEstimate:
     calls: tuple[int, int]
     input_tokens: tuple[int, int]
     output_tokens: tuple[int, int]
+    cost: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,19 @@ class Estimate:
         """(fewest, most) new calls in all."""
         return sum(j.calls[0] for j in self.judges), sum(j.calls[1] for j in self.judges)
 
+    @property
+    def cost(self) -> tuple[float, float] | None:
+        """(low, high) in US dollars over the judges with a known price; None where none has one."""
+        known = [j.cost for j in self.judges if j.cost is not None]
+        return (sum(c[0] for c in known), sum(c[1] for c in known)) if known else None
+
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(
             [
                 {
                     "judge": j.judge, "cached": j.cached, "calls": _range(j.calls),
                     "input tokens": _range(j.input_tokens), "output tokens": _range(j.output_tokens),
+                    "US dollars": "unknown" if j.cost is None else f"{j.cost[0]:.2f} – {j.cost[1]:.2f}",
                 }
                 for j in self.judges
             ]
@@ -105,15 +114,17 @@ def estimate_plan(made: Plan) -> Estimate:
         # After the first judge, lazy may skip every call; an unreadable reply is asked for once more.
         fewest = 0 if made.lazy and position > 0 else new
         share = fewest / new if new else 0.0
-        found.append(
-            JudgeEstimate(
-                judge.name,
-                cached,
-                (fewest, 2 * new),
-                (round(low * share), round(2 * high)),
-                (_OUTPUT[0] * fewest, _OUTPUT[1] * 2 * new),
-            )
-        )
+        tokens_in = (round(low * share), round(2 * high))
+        tokens_out = (_OUTPUT[0] * fewest, _OUTPUT[1] * 2 * new)
+        price = price_of(judge, made.prices)
+        cost = None
+        if price is not None:
+            ends = [
+                price.of(Usage(input_tokens=i, output_tokens=o)) or 0.0
+                for i, o in zip(tokens_in, tokens_out, strict=True)
+            ]
+            cost = (ends[0], ends[1])
+        found.append(JudgeEstimate(judge.name, cached, (fewest, 2 * new), tokens_in, tokens_out, cost))
     return Estimate(len(made.cases), len(made.cases) - len(good), tuple(found))
 
 

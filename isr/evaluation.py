@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,12 @@ from .engine.runner import AskSettings, JudgeRunner
 from .errors import Problem, ProblemsError, UsageError
 from .images import CODEC, FileMemo
 from .lock import judge_lock
+from .money import Budget, Price, Prices, judge_model
 from .protocols import Consensus, Judge
 from .registry import RESOLVERS
 from .report import Report
 from .rubric import Rubric
-from .schema import Judgement, Usage
+from .schema import Judgement
 
 if TYPE_CHECKING:
     from .images import ImageRef
@@ -49,6 +50,8 @@ class Plan:
     lazy: bool
     max_side: int | None
     on_bad_image: str
+    prices: Prices
+    max_cost: float | None = None
 
 
 def plan(
@@ -69,6 +72,8 @@ def plan(
     on_bad_image: Literal["raise", "skip"] = "raise",
     max_side: int | None = None,
     retry: RetryPolicy | None = None,
+    max_cost: float | None = None,
+    prices: str | Path | None = None,
 ) -> Plan:
     """Check every argument, picture and request size; nothing is sent. Arguments as of `evaluate`."""
     name, policy = resolve_consensus(consensus)
@@ -98,7 +103,12 @@ def plan(
     )
     cases = tuple(JudgeableCase(case) for case in prepared.cases)
     _check_request_sizes(cases, found)
-    return Plan(prepared, cases, found, asked, settings, name, policy, store, lazy, max_side, on_bad_image)
+    known = Prices.load(prices)
+    if max_cost is not None:
+        _check_prices(found, known)
+    return Plan(
+        prepared, cases, found, asked, settings, name, policy, store, lazy, max_side, on_bad_image, known, max_cost
+    )
 
 
 def evaluate(
@@ -119,6 +129,8 @@ def evaluate(
     on_bad_image: Literal["raise", "skip"] = "raise",
     max_side: int | None = None,
     retry: RetryPolicy | None = None,
+    max_cost: float | None = None,
+    prices: str | Path | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Immunization Success Rate of edits (paper section VI, Eq. 8).
@@ -146,6 +158,9 @@ def evaluate(
         on_bad_image: "raise" lists all bad images before any call; "skip" counts them as NoVerdict("bad_image").
         max_side: shrink original and edit alike to this longer side before sending; recorded.
         retry: the retry policy of one call. progress: True, False, or None (only where a person watches).
+        max_cost: spend cap in US dollars. The worst case of a call is reserved before it is sent; what no longer fits is
+            NoVerdict("over_budget"), never stored, and the same call with a higher cap goes on.
+        prices: a price file of one's own (form: isr/prices.toml); its entries win.
 
     Raises:
         UsageError: a wrong argument (`ProblemsError` lists all bad items). JudgeStoppedError: a judge cannot be used.
@@ -153,7 +168,7 @@ def evaluate(
     made = plan(
         edits, prompts, originals=originals, controls=controls, columns=columns, judges=judges, consensus=consensus,
         rubric=rubric, votes=votes, ask_overall=ask_overall, lazy=lazy, cache=cache, retry_no_verdicts=retry_no_verdicts,
-        on_bad_image=on_bad_image, max_side=max_side, retry=retry,
+        on_bad_image=on_bad_image, max_side=max_side, retry=retry, max_cost=max_cost, prices=prices,
     )  # fmt: skip
     return run_anywhere(_run(made, progress))
 
@@ -189,15 +204,40 @@ async def _run(made: Plan, progress: bool | None) -> Report:
     )
 
 
-async def connect(
-    made: Plan, stack: AsyncExitStack, price: Callable[[str, Usage], float | None] | None = None
-) -> list[JudgeRunner]:
-    """One runner per judge, its connection open for as long as `stack`."""
+async def connect(made: Plan, stack: AsyncExitStack) -> list[JudgeRunner]:
+    """One runner per judge, its connection open for as long as `stack`; one spend cap for all of them."""
+    budget = None if made.max_cost is None else Budget(made.max_cost)
     runners = []
     for judge in made.judges:
         ask = await stack.enter_async_context(judge.connect())
-        runners.append(JudgeRunner(judge, ask, made.rubric, made.settings, cache=made.cache, price=price))
+        runners.append(
+            JudgeRunner(
+                judge,
+                ask,
+                made.rubric,
+                made.settings,
+                cache=made.cache,
+                price=price_of(judge, made.prices),
+                budget=budget,
+            )
+        )
     return runners
+
+
+def price_of(judge: Judge, prices: Prices) -> Price | None:
+    """Today's price of a judge, or None where it is unknown or where nothing is paid per token."""
+    model = judge_model(judge.identity())
+    return prices.find(model if model is not None else judge.name)
+
+
+def _check_prices(judges: Sequence[Judge], prices: Prices) -> None:
+    """A cap on spending means nothing for a model whose price is unknown."""
+    for judge in judges:
+        model = judge_model(judge.identity())
+        if model is not None and prices.find(model) is None:
+            raise UsageError(
+                f"max_cost: no price is known for {model} today; give one with prices= (a file of the form of isr/prices.toml)"
+            )
 
 
 def lock_of(made: Plan, runners: Sequence[JudgeRunner]) -> dict[str, Any]:

@@ -260,6 +260,13 @@ class Report:
             rows.append(row)
         return pd.DataFrame(rows, columns=["case_id", "id", "method", "prompt", "outcome", *self.judges])
 
+    def costs(self) -> pd.DataFrame:
+        """US dollars per judge: new and cached calls, cost, cost per decided case, what was spent on cases that `lazy` would
+        have skipped, and what the batch API would have saved. Missing where no price is known."""
+        from .costing import cost_table
+
+        return cost_table(self)
+
     @cached_property
     def no_verdicts(self) -> Counter[str]:
         """Reason → judgements without a verdict, all arms."""

@@ -64,6 +64,13 @@ def judging_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-side", type=int, metavar="PIXELS", help="shrink pictures to this longer side before sending"
     )
+    command.add_argument(
+        "--max-cost",
+        type=float,
+        metavar="USD",
+        help="spend cap; the worst case of a call is reserved before it is sent",
+    )
+    command.add_argument("--prices", type=Path, metavar="TOML", help="your own prices (form: isr/prices.toml)")
 
 
 def judging_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -79,6 +86,8 @@ def judging_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "retry_no_verdicts": options.retry_no_verdicts,
         "on_bad_image": "skip" if options.skip_bad_images else "raise",
         "max_side": options.max_side,
+        "max_cost": options.max_cost,
+        "prices": options.prices,
     }
 
 
@@ -90,6 +99,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     methods = report.by("method")
     if len(methods) > 1:
         print("\n" + methods.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+    costs = report.costs()
+    if costs["cost"].notna().any():
+        print("\n" + costs.to_string(index=False, float_format=lambda v: f"{v:.4f}"))
+    if report.no_verdicts.get("over_budget"):
+        print(
+            f"\n{report.no_verdicts['over_budget']} judgements did not fit under --max-cost; run again with a higher one to go on."
+        )
     if options.out:
         print(f"\nrun directory: {report.save(options.out, images=not options.no_images)}")
     if options.html:
@@ -104,5 +120,7 @@ def _estimate(options: argparse.Namespace) -> int:
     found = estimate(options.manifest, **judging_arguments(options))
     print(f"{found.cases} cases" + (f", {found.bad_images} of them with bad images" if found.bad_images else ""))
     print(found.table().to_string(index=False))
+    if found.cost is not None:
+        print(f"in all {found.cost[0]:.2f} – {found.cost[1]:.2f} US dollars (prices: isr/prices.toml; check them)")
     print("Upper ends include one re-ask of every reply; token counts are orders of magnitude.")
     return 0

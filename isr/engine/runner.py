@@ -7,15 +7,16 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from ..errors import IntegrityError, JudgeStoppedError, TransientError
+from ..money import Budget, Price, WorstCase
 from ..protocols import Ask, Judge, Picture, Question, Reply
 from ..rubric import Rubric
-from ..schema import Attempt, Call, Judgement, NoVerdict, Usage, Verdict
+from ..schema import Attempt, Call, Judgement, NoVerdict, Verdict
 from ..secret import environment_secrets, scrub
 from .cache import ReplyCache, cache_key
 from .case import JudgeableCase
@@ -75,7 +76,7 @@ class JudgeRunner:
     Args:
         judge, ask: the judge and its open connection. rubric, settings: what is asked and how.
         cache: where replies are kept; None for judges whose answers must not be reused (`cacheable = False`).
-        price: US dollars of one call from (judge name, usage), or None where unknown.
+        price: US dollars per token of this judge, or None where unknown. budget: the run's spend cap, or None.
         limiter: for tests.
     """
 
@@ -87,7 +88,8 @@ class JudgeRunner:
         settings: AskSettings,
         *,
         cache: ReplyCache | None,
-        price: Callable[[str, Usage], float | None] | None = None,
+        price: Price | None = None,
+        budget: Budget | None = None,
         limiter: Limiter | None = None,
     ) -> None:
         self.judge = judge
@@ -97,7 +99,9 @@ class JudgeRunner:
         self._rubric = rubric
         self._settings = settings
         self._cache = cache if getattr(judge, "cacheable", True) else None
-        self._price = price or (lambda _name, _usage: None)
+        self._price = price
+        self._budget = budget
+        self._worst = None if price is None else WorstCase(price, *_output_limit(judge))
         self._limiter = limiter or Limiter(judge.limits)
         self._identity: Mapping[str, Any] = dict(judge.identity())
         self._asked = tuple(rubric.reply_schema(ask_overall=settings.ask_overall)["properties"])
@@ -205,6 +209,9 @@ class JudgeRunner:
             reply, attempts = await with_retry(
                 lambda: self._attempt(question), self._settings.retry, on_wait=self._limiter.pause
             )
+        except _OverBudget as error:
+            answer = NoVerdict(reason="over_budget", detail=str(error))
+            return Call(vote=vote, ask=ask, answer=answer, failure=answer)
         except Exhausted as error:
             answer = NoVerdict(reason="exhausted", detail=f"after {len(error.attempts)} attempts: {error}"[:300])
             return Call(vote=vote, ask=ask, answer=answer, failure=answer, attempts=error.attempts)
@@ -219,13 +226,39 @@ class JudgeRunner:
 
     async def _attempt(self, question: Question) -> Reply:
         async with self._limiter.slot():
-            reply = await self._ask(question)
+            reply = await self._paid(question)
         if not isinstance(reply, Reply):
             raise TypeError(f"judge {self.name!r} must return a Reply, got {type(reply).__name__}")
         if reply.text is None and reply.answer is None:
             raise TransientError("an empty reply without a word on why")
         self._limiter.spent((reply.usage.input_tokens or 0) + (reply.usage.output_tokens or 0))
         return reply
+
+    async def _paid(self, question: Question) -> Reply:
+        """One attempt under the spend cap. An attempt that failed without an HTTP answer (timeout, dropped connection) may
+        have been served and billed, so its worst case counts as spent."""
+        if self._budget is None or self._worst is None:
+            return await self._ask(question)
+        text = len(question.instructions) + len(question.data) + len(str(question.schema))
+        worst = self._worst.dollars(text, tuple(p.size for p in question.pictures))
+        if not await self._budget.reserve(worst):
+            raise _OverBudget(
+                f"the next call could cost {worst:.4f} $; {self._budget.spent:.4f} $ of {self._budget.cap:.4f} $ are spent"
+            )
+        actual = worst
+        try:
+            reply = await self._ask(question)
+            known = self._worst.price.of(reply.usage)
+            actual = worst if known is None else known
+            return reply
+        except TransientError as error:
+            actual = 0.0 if error.status is not None else worst
+            raise
+        except JudgeStoppedError:
+            actual = 0.0
+            raise
+        finally:
+            self._budget.settle(worst, actual)
 
     def _receive(self, reply: Reply, attempts: tuple[Attempt, ...], vote: int, ask: int, key: str) -> Call:
         """Read a received reply and store it, readable or not: it was paid for."""
@@ -245,7 +278,7 @@ class JudgeRunner:
             served_model=reply.served_model,
             response_id=reply.response_id,
             usage=reply.usage,
-            cost=self._price(self.name, reply.usage),
+            cost=None if self._price is None else self._price.of(reply.usage),
             latency_s=attempts[-1].seconds,
             attempts=attempts,
             key=key,
@@ -259,6 +292,16 @@ class JudgeRunner:
     def _saw(self, call: Call) -> None:
         if call.served_model:
             self.served[call.served_model] += 1
+
+
+class _OverBudget(Exception):  # noqa: N818 - a control-flow signal inside the engine
+    """The spend cap does not admit another call."""
+
+
+def _output_limit(judge: Judge) -> tuple[int, ...]:
+    """The judge's own limit of output tokens, where it sends one."""
+    limit = judge.identity().get("settings", {}).get("max_output_tokens")
+    return (limit,) if isinstance(limit, int) else ()
 
 
 def _unparseable(call: Call) -> bool:

@@ -34,7 +34,7 @@ def names(spec: Any = None, **options: Any) -> list[str]:
         (("openai:q:7b@http://127.0.0.1:8000/v1/",), ["openai:q:7b@http://127.0.0.1:8000/v1"]),
         ("openai:m@https://h.example/v1?key_env=K", ["openai:m@https://h.example/v1"]),
         ("paper", ["gemini:gemini-2.5-pro", "gemini:gemini-2.5-flash"]),
-        ("current:openai", ["openai:gpt-5.6-sol", "openai:gpt-5.6-terra"]),
+        ("current:openai", ["openai:gpt-6.1-sol", "openai:gpt-6.1-terra"]),
         (["paper", "openai:x"], ["gemini:gemini-2.5-pro", "gemini:gemini-2.5-flash", "openai:x"]),
     ],
 )
