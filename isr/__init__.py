@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .evaluation import aevaluate as aevaluate
     from .evaluation import evaluate as evaluate
     from .immunization import immunize as immunize
+    from .merging import merge as merge
+    from .metric_class import ImmunizationSuccessRate as ImmunizationSuccessRate
     from .protocols import AskJudge as AskJudge
     from .protocols import Judge as Judge
     from .protocols import JudgeLimits as JudgeLimits
@@ -38,11 +40,14 @@ if TYPE_CHECKING:
     from .schema import NoVerdict as NoVerdict
     from .schema import Verdict as Verdict
     from .stats.power import sample_size as sample_size
+    from .streaming import astream as astream
+    from .streaming import stream as stream
 
 #: Public name → the module that holds it. Imported on first use: `import isr` stays light (no torch, no client).
 _PUBLIC = {
     "AskJudge": "protocols",
     "EditCase": "cases",
+    "ImmunizationSuccessRate": "metric_class",
     "IsrError": "errors",
     "Judge": "protocols",
     "JudgeLimits": "protocols",
@@ -53,13 +58,16 @@ _PUBLIC = {
     "Verdict": "schema",
     "aevaluate": "evaluation",
     "agreement": "agreeing",
+    "astream": "streaming",
     "bridge": "comparing",
     "compare": "comparing",
     "estimate": "estimation",
     "evaluate": "evaluation",
     "immunize": "immunization",
+    "merge": "merging",
     "replay": "replaying",
     "sample_size": "stats.power",
+    "stream": "streaming",
 }
 
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - names only

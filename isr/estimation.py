@@ -84,7 +84,7 @@ def estimate_plan(made: Plan) -> Estimate:
     schema = made.rubric.reply_schema(ask_overall=made.settings.ask_overall)
     asked = tuple(schema["properties"])
     instructions = made.rubric.instructions(
-        with_original=made.prepared.has_originals, ask_overall=made.settings.ask_overall
+        with_original=bool(made.prepared and made.prepared.has_originals), ask_overall=made.settings.ask_overall
     )
     fixed = len(instructions) + len(str(schema))
     found = []

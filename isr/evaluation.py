@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +26,8 @@ from .protocols import Consensus, Judge
 from .registry import RESOLVERS
 from .report import Report
 from .rubric import Rubric
-from .schema import Judgement
+from .schema import CaseRecord, Judgement
+from .store import RunFiles, is_digest
 
 if TYPE_CHECKING:
     from .images import ImageRef
@@ -39,8 +41,6 @@ Cache = bool | str | Path | ReplyCache
 class Plan:
     """Everything that is decided before the first call. Made by `plan`; `evaluate` runs it."""
 
-    prepared: Prepared
-    cases: tuple[JudgeableCase, ...]
     judges: tuple[Judge, ...]
     rubric: Rubric
     settings: AskSettings
@@ -52,6 +52,8 @@ class Plan:
     on_bad_image: str
     prices: Prices
     max_cost: float | None = None
+    prepared: Prepared | None = None
+    cases: tuple[JudgeableCase, ...] = ()
 
 
 def plan(
@@ -74,16 +76,16 @@ def plan(
     retry: RetryPolicy | None = None,
     max_cost: float | None = None,
     prices: str | Path | None = None,
+    shard: tuple[int, int] | str | None = None,
+    reuse: Sequence[str | Path] = (),
 ) -> Plan:
     """Check every argument, picture and request size; nothing is sent. Arguments as of `evaluate`."""
-    name, policy = resolve_consensus(consensus)
-    if lazy and name != "strict":
-        raise UsageError(f"lazy: works only with consensus='strict' (other policies need every judge), got {name!r}")
-    asked = rubric if isinstance(rubric, Rubric) else Rubric.default() if rubric is None else Rubric.load(rubric)
-    asked.reply_schema(ask_overall=ask_overall)
-    found = _judges(judges)
-    store = _cache(cache)
-    memo = store.memo()
+    made = plan_judging(
+        judges=judges, consensus=consensus, rubric=rubric, votes=votes, ask_overall=ask_overall, lazy=lazy, cache=cache,
+        retry_no_verdicts=retry_no_verdicts, on_bad_image=on_bad_image, max_side=max_side, retry=retry, max_cost=max_cost,
+        prices=prices, reuse=reuse,
+    )  # fmt: skip
+    memo = made.cache.memo()
     prepared = prepare(
         edits,
         prompts,
@@ -94,6 +96,37 @@ def plan(
         memo=FileMemo(memo) if memo is not None else None,
         max_side=max_side,
     )
+    cases = tuple(JudgeableCase(case) for case in prepared.cases)
+    if shard is not None:
+        cases = tuple(c for c in cases if in_shard(c.record, shard))
+    _check_request_sizes(cases, made.judges)
+    return replace(made, prepared=prepared, cases=cases)
+
+
+def plan_judging(
+    *,
+    judges: Any = None,
+    consensus: str | Consensus = "strict",
+    rubric: Rubric | str | Path | None = None,
+    votes: int = 1,
+    ask_overall: bool = False,
+    lazy: bool = False,
+    cache: Cache = True,
+    retry_no_verdicts: bool = False,
+    on_bad_image: Literal["raise", "skip"] = "raise",
+    max_side: int | None = None,
+    retry: RetryPolicy | None = None,
+    max_cost: float | None = None,
+    prices: str | Path | None = None,
+    reuse: Sequence[str | Path] = (),
+) -> Plan:
+    """The part of a plan that does not depend on the cases: who is asked what, and how."""
+    name, policy = resolve_consensus(consensus)
+    if lazy and name != "strict":
+        raise UsageError(f"lazy: works only with consensus='strict' (other policies need every judge), got {name!r}")
+    asked = rubric if isinstance(rubric, Rubric) else Rubric.default() if rubric is None else Rubric.load(rubric)
+    asked.reply_schema(ask_overall=ask_overall)
+    found = _judges(judges)
     settings = AskSettings(
         votes=votes,
         ask_overall=ask_overall,
@@ -101,14 +134,22 @@ def plan(
         codec=CODEC if max_side is None else f"{CODEC};max_side={max_side}",
         retry=retry or RetryPolicy(),
     )
-    cases = tuple(JudgeableCase(case) for case in prepared.cases)
-    _check_request_sizes(cases, found)
     known = Prices.load(prices)
     if max_cost is not None:
+        Budget(max_cost)
         _check_prices(found, known)
-    return Plan(
-        prepared, cases, found, asked, settings, name, policy, store, lazy, max_side, on_bad_image, known, max_cost
-    )
+    store = _cache(cache)
+    for folder in reuse:
+        _refill(store, folder)
+    return Plan(found, asked, settings, name, policy, store, lazy, max_side, on_bad_image, known, max_cost)
+
+
+def _refill(store: ReplyCache, folder: str | Path) -> None:
+    """Put the replies of a stored run into the cache, so that none of them is asked (and paid) again."""
+    for judgement in RunFiles.at(folder).judgements():
+        for call in judgement.calls:
+            if call.key and is_digest(call.key) and store.get(call.key) is None:
+                store.put(call.key, call.model_copy(update={"cached": False}))
 
 
 def evaluate(
@@ -131,6 +172,8 @@ def evaluate(
     retry: RetryPolicy | None = None,
     max_cost: float | None = None,
     prices: str | Path | None = None,
+    shard: tuple[int, int] | str | None = None,
+    reuse: Sequence[str | Path] = (),
     progress: bool | None = None,
 ) -> Report:
     """Immunization Success Rate of edits (paper section VI, Eq. 8).
@@ -161,6 +204,8 @@ def evaluate(
         max_cost: spend cap in US dollars. The worst case of a call is reserved before it is sent; what no longer fits is
             NoVerdict("over_budget"), never stored, and the same call with a higher cap goes on.
         prices: a price file of one's own (form: isr/prices.toml); its entries win.
+        shard: (i, n) or "i/n", i from 1: judge only this share of the images, for several machines (`isr merge` joins them).
+        reuse: run directories whose stored replies are taken instead of asking again (also from other machines).
 
     Raises:
         UsageError: a wrong argument (`ProblemsError` lists all bad items). JudgeStoppedError: a judge cannot be used.
@@ -169,6 +214,7 @@ def evaluate(
         edits, prompts, originals=originals, controls=controls, columns=columns, judges=judges, consensus=consensus,
         rubric=rubric, votes=votes, ask_overall=ask_overall, lazy=lazy, cache=cache, retry_no_verdicts=retry_no_verdicts,
         on_bad_image=on_bad_image, max_side=max_side, retry=retry, max_cost=max_cost, prices=prices,
+        shard=shard, reuse=reuse,
     )  # fmt: skip
     return run_anywhere(_run(made, progress))
 
@@ -240,7 +286,19 @@ def _check_prices(judges: Sequence[Judge], prices: Prices) -> None:
             )
 
 
-def lock_of(made: Plan, runners: Sequence[JudgeRunner]) -> dict[str, Any]:
+def in_shard(record: CaseRecord, shard: tuple[int, int] | str) -> bool:
+    """Whether a case belongs to shard i of n. All edits and controls of one image fall into the same shard."""
+    try:
+        i, n = (int(part) for part in (shard.split("/") if isinstance(shard, str) else shard))
+    except ValueError as error:
+        raise UsageError(f"shard: expected (i, n) or 'i/n', got {shard!r}") from error
+    if not 1 <= i <= n:
+        raise UsageError(f"shard: expected 1 ≤ i ≤ n, got {i}/{n}")
+    digest = hashlib.sha256((record.image_id or record.case_id).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % n == i - 1
+
+
+def lock_of(made: Plan, runners: Sequence[JudgeRunner], *, with_originals: bool | None = None) -> dict[str, Any]:
     """The judge lock of a finished run."""
     return judge_lock(
         judges=[
@@ -254,7 +312,9 @@ def lock_of(made: Plan, runners: Sequence[JudgeRunner]) -> dict[str, Any]:
         ],
         rubric=made.rubric,
         consensus=made.consensus_name,
-        with_originals=made.prepared.has_originals,
+        with_originals=bool(made.prepared and made.prepared.has_originals)
+        if with_originals is None
+        else with_originals,
         settings={
             "votes": made.settings.votes,
             "ask_overall": made.settings.ask_overall,
@@ -263,7 +323,7 @@ def lock_of(made: Plan, runners: Sequence[JudgeRunner]) -> dict[str, Any]:
             "max_side": made.max_side,
             "on_bad_image": made.on_bad_image,
         },
-        notes=made.prepared.notes,
+        notes=made.prepared.notes if made.prepared else (),
     )
 
 

@@ -71,6 +71,17 @@ def judging_options(command: argparse.ArgumentParser) -> None:
         help="spend cap; the worst case of a call is reserved before it is sent",
     )
     command.add_argument("--prices", type=Path, metavar="TOML", help="your own prices (form: isr/prices.toml)")
+    command.add_argument(
+        "--shard", metavar="I/N", help="judge only this share of the images (1/4 … 4/4), then isr merge"
+    )
+    command.add_argument(
+        "--reuse",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="take stored replies of this run instead of asking again; repeatable",
+    )
 
 
 def judging_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -88,6 +99,8 @@ def judging_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "max_side": options.max_side,
         "max_cost": options.max_cost,
         "prices": options.prices,
+        "shard": options.shard,
+        "reuse": options.reuse,
     }
 
 

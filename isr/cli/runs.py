@@ -1,4 +1,4 @@
-"""isr report, isr replay: what can be done with a stored run, offline."""
+"""isr report, isr replay, isr merge: what can be done with stored runs, offline."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def register(commands: Subparsers) -> None:
     report.add_argument("--csv", type=Path, metavar="FILE", help="write all judgements in long form")
     report.set_defaults(run=_report)
 
+    merge = commands.add_parser("merge", help="join runs that several machines judged (isr evaluate --shard i/n)")
+    merge.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    merge.add_argument("--out", type=Path, required=True, metavar="RUN")
+    merge.add_argument("--no-images", action="store_true")
+    merge.set_defaults(run=_merge)
+
     replay = commands.add_parser("replay", help="recompute every number of a run from its stored replies, offline")
     replay.add_argument("run_folder", type=Path, metavar="RUN")
     replay.set_defaults(run=_replay)
@@ -51,6 +57,14 @@ def _report(options: argparse.Namespace) -> int:
     if options.csv:
         csv_safe(report.judgements).to_csv(options.csv, index=False)
         print(f"judgements: {options.csv}")
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from ..merging import merge
+
+    print(merge(options.runs, options.out, images=not options.no_images).summary())
+    print(f"run directory: {options.out}")
     return 0
 
 
