@@ -21,7 +21,7 @@ from scipy import special
 
 from isr.stats.bootstrap import bca, bootstrap_sums, jackknife_sums
 from isr.stats.intervals import clopper_pearson, critical_value, effective_n, score_interval, wilson
-from isr.stats.paired import paired_score_interval
+from isr.stats.paired import difference_intervals
 
 SIZES = (50, 75, 100, 150, 200, 300, 500, 1000)
 RATES = np.round(np.arange(0.02, 0.9801, 0.002), 4)
@@ -123,39 +123,46 @@ def clustered(runs: int, images: int, prompts: int) -> dict[str, object]:
     }  # fmt: skip
 
 
+PAIRED = (
+    # ISR of the baseline, difference, within-image correlation
+    (0.7, 0.09, 0.0), (0.7, 0.09, 0.5), (0.7, 0.0, 0.3), (0.5, 0.3, 0.5), (0.9, 0.05, 0.5), (0.9, 0.09, 0.8), (0.95, 0.02, 0.8),
+    (0.97, 0.02, 0.5), (0.05, 0.93, 0.5),
+)  # fmt: skip
+
+
 def paired(runs: int, images: int, prompts: int) -> dict[str, object]:
-    """Coverage of the BCa cluster bootstrap for a paired difference; one set of resamples serves all runs."""
+    """Coverage of the interval of a paired difference, as shipped and as plain BCa; blocks of runs share their resamples."""
     rng = np.random.default_rng(21)
     out = []
-    for base, difference, rho in (
-        (0.7, 0.09, 0.0),
-        (0.7, 0.09, 0.5),
-        (0.7, 0.0, 0.3),
-        (0.9, 0.05, 0.5),
-        (0.95, 0.02, 0.8),
-    ):
-        hits = 0
-        for start in range(0, runs, 100):
-            size = min(100, runs - start)
-            # A shared image effect on both methods: image-level uniforms with probability rho, fresh ones otherwise.
-            shared = rng.random((size, images, 1)) * np.ones(prompts)
-            fresh = rng.random((size, images, prompts))
+    for base, difference, rho in PAIRED:
+        hits, plain, width, names, done = 0, 0, 0.0, {}, 0
+        while done < runs:
+            size = min(100, runs - done)
+            done += size
+            # Images hard for one method are hard for the other: half of the cases share their draw.
+            shared, fresh = rng.random((size, images, 1)) * np.ones(prompts), rng.random((size, images, prompts))
             u = np.where(rng.random((size, images, 1)) < rho, shared, fresh)
             v = np.where(rng.random((size, images, prompts)) < 0.5, u, rng.random((size, images, prompts)))
             first, second = v < base + difference, u < base
             sums = (first.astype(float) - second).sum(axis=2)
-            boots = bootstrap_sums(sums.T, 2000, 3) / (images * prompts)
-            for i in range(size):
-                if np.ptp(sums[i]) == 0:
-                    only = float((first[i] & ~second[i]).mean()), float((second[i] & ~first[i]).mean())
-                    low, high = paired_score_interval(*only, images, critical_value(0.95, images - 1))
-                    hits += low <= difference <= high
-                    continue
-                jack = jackknife_sums(sums[i][:, None])[:, 0] / ((images - 1) * prompts)
-                low, high = bca(float(sums[i].sum() / (images * prompts)), boots[:, i], jack, 0.95)
-                hits += low <= difference <= high
-        out.append({"rate": base, "difference": difference, "correlation": rho, "coverage": hits / runs})
-    return {"images": images, "prompts": prompts, "runs": runs, "resamples": 2000, "cells": out}
+            only = [(float((a & ~b).mean()), float((b & ~a).mean())) for a, b in zip(first, second, strict=True)]
+            sizes = np.full(images, float(prompts))
+            found = difference_intervals(
+                [(s, sizes, *p) for s, p in zip(sums, only, strict=True)], level=0.95, n_boot=2000, seed=done
+            )
+            boots = bootstrap_sums(sums.T, 2000, done) / (images * prompts)
+            for i, interval in enumerate(found):
+                hits += interval.low <= difference <= interval.high
+                width += interval.high - interval.low
+                names[interval.method] = names.get(interval.method, 0) + 1
+                if np.ptp(sums[i]) > 0:
+                    jack = jackknife_sums(sums[i][:, None])[:, 0] / ((images - 1) * prompts)
+                    low, high = bca(float(sums[i].sum() / (images * prompts)), boots[:, i], jack, 0.95)
+                    plain += low <= difference <= high
+        out.append({"rate": base, "difference": difference, "correlation": rho, "coverage": hits / runs, "plain_bca": plain / runs,
+                    "width": width / runs, "methods": names})  # fmt: skip
+    return {"images": images, "prompts": prompts, "runs": runs, "resamples": 2000, "cells": out,
+            "minimum": min(c["coverage"] for c in out), "plain_bca_minimum": min(c["plain_bca"] for c in out)}  # fmt: skip
 
 
 def main() -> int:
@@ -172,7 +179,7 @@ def main() -> int:
         clustered(args.runs // 2, 20, 5),
     ]
     print(json.dumps(found, indent=1))
-    result["paired"] = paired(min(args.runs, 2000), 50, 5)
+    result["paired"] = [paired(args.runs // 4, g, m) for g, m in ((20, 5), (50, 5), (100, 6), (100, 1))]
     print(json.dumps(result["paired"], indent=1))
     result["seconds"] = time.perf_counter() - start
     wilson_, cp = result["exact"]["wilson"], result["exact"]["clopper_pearson"]  # type: ignore[index]

@@ -1,7 +1,8 @@
 """Difference of two success rates on the same cases, with an interval clustered by image and its tests.
 
-The interval is a BCa cluster bootstrap. Where all images differ by the same amount (all pairs alike, say) resampling
-says nothing, and Tango's paired score interval on the effective n stands in, under its own name.
+The interval is a BCa cluster bootstrap. Where all images differ by the same amount (all pairs alike, say) resampling says
+nothing, and where fewer than ten depart from the commonest difference it says too little (coverage falls to 75 %; figures in
+docs/statistics.md): there Tango's paired score interval on the effective n stands in, under its own name.
 Source of the latter: Tango (1998), Stat. Med. 17, p. 891–908, Eqs. 6–9.
 """
 
@@ -22,8 +23,11 @@ from .significance import PValue, mcnemar_mid_p, sign_flip
 
 __all__ = ["PairedDifference", "difference_intervals", "paired_difference", "paired_score_interval"]
 
-#: Name of the degenerate interval in reports.
-SCORE_METHOD = "paired score on effective n (all per-image differences are equal)"
+#: Images that must depart from the commonest per-image difference before the bootstrap is trusted.
+MIN_DIFFERING = 10
+#: Names of the intervals in reports.
+EQUAL_METHOD = "paired score on effective n (all per-image differences are equal)"
+SCORE_METHOD = f"paired score on effective n (fewer than {MIN_DIFFERING} images differ from the rest)"
 BCA_METHOD = "BCa bootstrap over images"
 
 
@@ -84,6 +88,28 @@ def paired_score_interval(p10: float, p01: float, n: float, z: float) -> tuple[f
     return end(-1.0), end(1.0)
 
 
+def _effective_pairs(sums: FloatArray, sizes: FloatArray, p10: float, p01: float) -> float:
+    """Effective number of pairs: n over the design effect of the difference, at most n.
+
+    As for a single rate (`intervals.effective_n`), images that did not show up are allowed for: a quarter of an image wholly
+    in favour of a, and a quarter wholly in favour of b. Without any variance between images it is their number.
+    """
+    clusters, n = len(sizes), float(sizes.sum())
+    difference = float(sums.sum()) / n
+    if not bool((np.abs(sums - difference * sizes) > 1e-9).any()):
+        return float(clusters)
+    size = n / clusters
+    padded = n + size / 2
+    p10, p01 = (p10 * n + size / 4) / padded, (p01 * n + size / 4) / padded
+    difference = p10 - p01
+    squares = float(((sums - difference * sizes) ** 2).sum()) + size**2 / 4 * (
+        (1 - difference) ** 2 + (1 + difference) ** 2
+    )
+    images = clusters + 0.5
+    variance = images / (images - 1) * squares / padded**2
+    return min(n, n * (p10 + p01 - difference**2) / (padded * variance))
+
+
 def difference_intervals(
     per_image: Sequence[tuple[FloatArray, FloatArray, float, float]], *, level: float, n_boot: int, seed: int
 ) -> list[Interval]:
@@ -98,11 +124,16 @@ def difference_intervals(
     for index, (sums, sizes, p10, p01) in enumerate(per_image):
         n = int(sizes.sum())
         estimate = float(sums.sum() / sizes.sum())
-        if clusters == 1 or not bool((np.abs(sums - estimate * sizes) > 1e-9).any()):
+        _, repeats = np.unique(np.round(sums / sizes, 9), return_counts=True)
+        if clusters - int(repeats.max()) < MIN_DIFFERING:
             # One case per image is Tango's own setting: normal quantile on n. Clustered: as for one rate, t on images − 1.
-            z = critical_value(level, None if n == clusters and n > 1 else clusters - 1)
-            low, high = paired_score_interval(p10, p01, float(clusters), z)
-            intervals.append(Interval(low, high, SCORE_METHOD, level, n, float(clusters), clusters))
+            independent = n == clusters > 1
+            n_eff = float(n) if independent else _effective_pairs(sums, sizes, p10, p01)
+            low, high = paired_score_interval(
+                p10, p01, n_eff, critical_value(level, None if independent else clusters - 1)
+            )
+            name = EQUAL_METHOD if len(repeats) == 1 else SCORE_METHOD
+            intervals.append(Interval(low, high, name, level, n, n_eff, clusters))
             continue
         if boots is None:
             stacked = np.column_stack([canonical(np.column_stack([s, c])) for s, c, _, _ in per_image])
