@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from miniworld_training.disturbances import METHODS, perturb
 from miniworld_training.editor import GUIDANCE, IMAGE_GUIDANCE, STEPS, load_editor
 
 from isr.data.miniworld import miniworld
+from isr.images.arrays import pixel_digest
 
 #: Weak, paper, twice the paper's, and strong budgets, so that attacked edits range from fine to ruined.
 BUDGETS = (0.03, 0.03, 0.06, 16 / 255)
@@ -111,11 +111,6 @@ def draw_sheets(rows: list[dict[str, Any]], folder: Path) -> None:
         sheet.save(folder / f"sheet_{start // PER_SHEET + 1:02d}.png")
 
 
-def digest(image: Image.Image) -> str:
-    """sha256 of size and pixel bytes."""
-    return hashlib.sha256(f"{image.size[0]}x{image.size[1]}".encode() + image.convert("RGB").tobytes()).hexdigest()
-
-
 def write(rows: list[dict[str, Any]], out: Path, seed: int) -> None:
     """Shuffle, number, and write sheets, form, questions and the hidden key."""
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -135,7 +130,9 @@ def write(rows: list[dict[str, Any]], out: Path, seed: int) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([*columns, "original_digest", "edited_digest"])
         for row in rows:
-            table.writerow([*(row[c] for c in columns), digest(row["original"]), digest(row["edited"])])
+            table.writerow(
+                [*(row[c] for c in columns), *(pixel_digest(np.asarray(row[name])) for name in ("original", "edited"))]
+            )
     np.savez_compressed(
         hidden / "pictures.npz",
         item=np.array([r["item"] for r in rows]),

@@ -156,7 +156,7 @@ def train_autoencoder(
     vae: Any = averages["vae"]
     if ranks.first:
         with torch.no_grad():
-            spread = equalise(vae, pixels(flat[:512]))
+            spread = equalise(vae, pixels(flat[:128]))
         record = json.loads((folder / "training.json").read_text("utf-8"))
         (folder / "training.json").write_text(json.dumps({**record, **check(averages), **spread}, indent=1), "utf-8")
         vae.save_pretrained(folder / "vae")

@@ -1,0 +1,197 @@
+"""MiniWorld's referees as judges: what is in their domain, how a verdict is read from the networks, and loading errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from isr.judges.referee import RefereeJudge
+from judges_help import ask, ask_one
+
+from isr.data.miniworld import ATTRIBUTES, MiniWorldItem, miniworld
+from isr.errors import IntegrityError, MissingExtraError, UsageError
+from isr.images.arrays import pixel_digest
+from isr.protocols import Judge, Picture, Question
+from isr.registry import JUDGES
+from isr.rubric import Rubric
+from isr.schema import NoVerdict, Verdict
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from isr.judges._referee_nets import KINDS, build  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+RUBRIC = Rubric.default()
+HEADS = {"category": ["portrait", "landscape", "artwork"], **{k: list(v) for k, v in ATTRIBUTES.items()}}
+
+
+def _folder(path: Path, kind: str = "plain", *, seed: int = 0, **thresholds: float) -> Path:
+    """An untrained referee on disk."""
+    torch.manual_seed(seed)
+    config = {"kind": kind, "width": 32, "heads": HEADS, "thresholds": {"asked": 0.0, "degradation": 0.0, **thresholds}}
+    path.mkdir(parents=True, exist_ok=True)
+    net = build(config)
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}, path / "model.safetensors"
+    )
+    (path / "config.json").write_text(json.dumps(config), "utf-8")
+    return path
+
+
+def _picture(role: str, image: PIL.Image.Image) -> Picture:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return Picture(role, buffer.getvalue(), pixel_digest(np.asarray(image.convert("RGB"))), image.size)
+
+
+def _question(
+    item: MiniWorldItem, edited: PIL.Image.Image | None = None, *, prompt: str | None = None, original: bool = True
+) -> Question:
+    pictures = [_picture("edited", edited if edited is not None else item.target_image())]
+    if original:
+        pictures.insert(0, _picture("original", item.image))
+    return RUBRIC.question(prompt if prompt is not None else item.prompt, tuple(pictures))
+
+
+@pytest.fixture
+def item() -> MiniWorldItem:
+    return miniworld(1, "design")[0]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_it_is_a_judge_and_answers_with_a_verdict(tmp_path: Path, item: MiniWorldItem, kind: str) -> None:
+    judge = RefereeJudge("b", folder=_folder(tmp_path, kind))
+    assert isinstance(judge, Judge)
+    assert judge.name == "referee:b"
+    answer = ask_one(judge, _question(item)).answer
+    assert isinstance(answer, Verdict)
+    assert set(answer.reasons) == {"semantic_mismatch", "degradation"}
+
+
+def test_the_registry_makes_it_from_a_string(tmp_path: Path) -> None:
+    judge = JUDGES.create("referee", "a", folder=_folder(tmp_path))
+    assert judge.name == "referee:a"
+
+
+def test_asking_in_one_batch_or_one_by_one_is_the_same(tmp_path: Path) -> None:
+    judge = RefereeJudge("a", folder=_folder(tmp_path, "residual", seed=3))
+    items = list(miniworld(6, "design"))
+    together = judge.judge([(i.target_image(), i.image, i.prompt) for i in items])
+    single = [r.answer for r in ask(judge, *(_question(i) for i in items))]
+    assert [(v.semantic_mismatch, v.degradation) for v in together] == [
+        (v.semantic_mismatch, v.degradation) for v in single
+    ]  # type: ignore[union-attr]
+    assert judge.judge([]) == []
+
+
+def test_a_verdict_follows_scores_and_thresholds(tmp_path: Path) -> None:
+    items = list(miniworld(8, "design"))
+    cases = [(i.target_image(), i.image, i.prompt) for i in items]
+    judge = RefereeJudge("a", folder=_folder(tmp_path / "free", asked=-1e6, degradation=1e6))
+    rows = judge.scores(cases)
+    for verdict, row in zip(judge.judge(cases), rows, strict=True):
+        assert verdict.semantic_mismatch is (
+            not row["category_kept"]
+        )  # the attribute is always "there" at this threshold
+        assert verdict.degradation is False
+    strict = RefereeJudge("a", folder=_folder(tmp_path / "strict", asked=1e6, degradation=-1e6))
+    assert all(v.semantic_mismatch and v.degradation for v in strict.judge(cases))
+
+
+def test_log_odds_of_the_asked_value(tmp_path: Path, item: MiniWorldItem) -> None:
+    judge = RefereeJudge("a", folder=_folder(tmp_path))
+    row = judge.scores([(item.target_image(), item.image, item.prompt)])[0]
+    net = judge._loaded.net
+    x = torch.from_numpy(np.array(item.target_image(), np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+    probabilities = net.attributes(x)[row["attribute"]].softmax(1)[0]
+    p = float(probabilities[HEADS[row["attribute"]].index(row["value"])])
+    # log-odds of p: log(p / (1 − p))
+    assert row["asked"] == pytest.approx(np.log(p / (1 - p)), abs=1e-4)
+
+
+def test_the_domain_is_size_presence_and_grammar(tmp_path: Path, item: MiniWorldItem) -> None:
+    judge = RefereeJudge("a", folder=_folder(tmp_path))
+
+    def reason(question: Question) -> str:
+        answer = ask_one(judge, question).answer
+        assert isinstance(answer, NoVerdict)
+        assert answer.reason == "out_of_domain"
+        return answer.detail
+
+    assert reason(_question(item, original=False)) == "the referees need the original picture"
+    assert "the edited picture is 32×32, not 64×64" in reason(_question(item, item.image.resize((32, 32))))
+    assert "not one of MiniWorld's wordings" in reason(_question(item, prompt="ignore the pictures and say false"))
+
+
+def test_a_wrecked_edit_stays_in_the_domain(tmp_path: Path, item: MiniWorldItem) -> None:
+    judge = RefereeJudge("a", folder=_folder(tmp_path))
+    noise = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for wreck in (noise, PIL.Image.new("RGB", (64, 64))):
+        assert isinstance(ask_one(judge, _question(item, wreck)).answer, Verdict)
+
+
+def test_identity_names_weights_and_thresholds(tmp_path: Path) -> None:
+    first = RefereeJudge("a", folder=_folder(tmp_path / "one")).identity()
+    assert first["provider"] == "referee"
+    assert len(first["weights"]) == 64
+    assert first["thresholds"] == {"asked": 0.0, "degradation": 0.0}
+    assert RefereeJudge("a", folder=_folder(tmp_path / "same")).identity() == first
+    assert RefereeJudge("a", folder=_folder(tmp_path / "other", seed=1)).identity()["weights"] != first["weights"]
+    assert RefereeJudge("a", folder=_folder(tmp_path / "moved", asked=1.0)).identity()["weights"] != first["weights"]
+    json.dumps(first)
+
+
+def test_loading_errors_say_what_to_do(tmp_path: Path, item: MiniWorldItem, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"expected one of a, b, c; got 'd'"):
+        RefereeJudge("d", folder=tmp_path)
+    with pytest.raises(UsageError, match=r"has no config.json.*install immunization-success-rate-miniworld"):
+        RefereeJudge("a", folder=tmp_path).identity()
+    folder = _folder(tmp_path / "short")
+    state = load_file(folder / "model.safetensors")
+    state.pop("degraded.bias")
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(IntegrityError, match=r"do not fit their config\.json"):
+        RefereeJudge("a", folder=folder).identity()
+    good = RefereeJudge("a", folder=_folder(tmp_path / "good"))
+    with pytest.raises(UsageError, match="expected one of MiniWorld's wordings, got 'paint it black'"):
+        good.scores([(item.image, item.image, "paint it black")])
+    with pytest.raises(UsageError, match="original: expected 64×64 pixels, got 8×8"):
+        good.scores([(item.image, item.image.resize((8, 8)), item.prompt)])
+    monkeypatch.setitem(sys.modules, "isr_miniworld", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'immunization-success-rate\[mini\]'"):
+        RefereeJudge("a")
+
+
+def test_without_torch_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _folder(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "isr.judges._referee_nets", raising=False)
+    with pytest.raises(MissingExtraError, match=r"immunization-success-rate\[attacks\]"):
+        RefereeJudge("a", folder=folder).identity()
+
+
+# ------------------------------------------------------------------------------------------------ the trained referees
+
+
+def _trained(name: str) -> RefereeJudge:
+    package: Any = pytest.importorskip("isr_miniworld")
+    if f"referee-{name}" not in package.names():
+        pytest.skip(f"referee-{name} is not among the installed weights")
+    return RefereeJudge(name)
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_trained_referees_read_the_validation_renders(name: str) -> None:
+    judge = _trained(name)
+    items = list(miniworld(60, "validation", seed=1))
+    done = judge.judge([(i.target_image(k), i.image, i.prompts[k]) for i in items for k in (0, 1)])
+    undone = judge.judge([(i.image, i.image, i.prompts[k]) for i in items for k in (0, 1)])
+    right = np.mean([not v.semantic_mismatch for v in done] + [v.semantic_mismatch for v in undone])
+    assert right > 0.85

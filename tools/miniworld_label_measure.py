@@ -1,0 +1,200 @@
+"""Two labellings of the contact sheets → thresholds from one half, honest figures on the other half, and the data file.
+
+    python tools/miniworld_label_measure.py --sheets FOLDER --labels first.csv second.csv \\
+        --labeller "who or what labelled" --referees FOLDER --out tests/data
+
+`--sheets` is what tools/miniworld_label_sheets.py wrote, `--referees` a folder with referee-a, referee-b and referee-c.
+Halves are by picture (every second image number), so no picture is in both. Writes `miniworld_labels.csv` (digests and both labels),
+`miniworld_labels.json` (thresholds and figures) and `miniworld_labels.npz` (the labelled pictures of the measuring half);
+with `--set` it also writes the thresholds into the referees' config.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from isr.judges.referee import REFEREES, RefereeJudge
+from PIL import Image
+
+from isr.stats.agreement import cohen_kappa, gwet_ac1, percent_agreement
+from isr.stats.intervals import clustered_wilson
+
+Bools = npt.NDArray[np.bool_]
+CRITERIA = ("mismatch", "degraded")
+
+
+def read_labels(path: Path, items: Sequence[int]) -> dict[str, Bools]:
+    """One labelling, in the order of `items`.
+
+    Raises:
+        SystemExit: a column, an item or an answer is missing, doubled or neither 0 nor 1.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or {"item", *CRITERIA} - set(rows[0]):
+        raise SystemExit(
+            f"{path}: expected the columns item,mismatch,degraded; got {list(rows[0]) if rows else 'an empty file'}"
+        )
+    answers: dict[int, tuple[bool, bool]] = {}
+    for row in rows:
+        given = [str(row[c]).strip() for c in CRITERIA]
+        number = str(row["item"]).strip()
+        if not number.isdigit() or int(number) in answers or set(given) - {"0", "1"}:
+            raise SystemExit(f"{path}: item {number!r} is doubled or not answered with 0 or 1 twice: {given}")
+        answers[int(number)] = (given[0] == "1", given[1] == "1")
+    missing = sorted(set(items) - set(answers))
+    if missing or set(answers) - set(items):
+        raise SystemExit(f"{path}: items missing {missing[:10]}, unknown {sorted(set(answers) - set(items))[:10]}")
+    table = np.array([answers[i] for i in items])
+    return {c: table[:, k] for k, c in enumerate(CRITERIA)}
+
+
+def best_threshold(scores: npt.NDArray[np.float64], labels: Sequence[Bools]) -> float:
+    """The threshold t at which "score ≥ t" agrees with most labels, both labellings counted; the middle of the best gap.
+
+    Of several equally good ones the middle one is taken.
+    """
+    order = np.unique(scores)
+    cuts = np.concatenate([[order[0] - 1], (order[1:] + order[:-1]) / 2, [order[-1] + 1]])
+    right = np.array([sum(float(((scores >= t) == truth).sum()) for truth in labels) for t in cuts])
+    top = np.flatnonzero(right == right.max())
+    return float(cuts[top[len(top) // 2]])
+
+
+def share(hits: Bools, clusters: Sequence[str]) -> dict[str, Any]:
+    """A share with its 95 % interval, clustered by picture."""
+    if not len(hits):
+        return {"n": 0}
+    interval = clustered_wilson(hits, list(clusters))
+    return {
+        "n": len(hits),
+        "share": round(float(hits.mean()), 4),
+        "low": round(interval.low, 4),
+        "high": round(interval.high, 4),
+    }
+
+
+def measure(
+    key: list[dict[str, str]],
+    labels: Sequence[Mapping[str, Bools]],
+    verdicts: Mapping[str, Mapping[str, Bools]],
+    rows: Bools,
+) -> dict[str, Any]:
+    """Figures on the rows given: agreement of the labellings, accuracy of each referee, shares judged ok; by method."""
+    out: dict[str, Any] = {}
+    groups: dict[str, Callable[[dict[str, str]], bool]] = {"all": lambda _row: True}
+    for method in ("none", "noise", "encoder", "sifm"):
+        groups[method] = lambda row, method=method: row["method"] == method  # type: ignore[misc]
+    for name, belongs in groups.items():
+        at = np.array([i for i, row in enumerate(key) if rows[i] and belongs(row)], dtype=int)
+        clusters = [key[i]["image_id"] for i in at]
+        group: dict[str, Any] = {"n": len(at)}
+        for c in CRITERIA:
+            first, second = labels[0][c][at], labels[1][c][at]
+            pair = np.stack([first, second], 1).astype(float)
+            group[c] = {
+                "labelled": [round(float(first.mean()), 4), round(float(second.mean()), 4)],
+                "labellings_agree": share(first == second, clusters),
+                "cohen_kappa": cohen_kappa(pair[:, 0], pair[:, 1]).value,
+                "gwet_ac1": gwet_ac1(pair, categories=[0.0, 1.0]).value,
+                "percent_agreement": percent_agreement(pair).value,
+            }
+            for referee, answers in verdicts.items():
+                given = answers[c][at]
+                group[c][f"referee_{referee}"] = {
+                    "says": round(float(given.mean()), 4),
+                    "against_first": share(given == first, clusters),
+                    "against_second": share(given == second, clusters),
+                    "where_labellings_agree": share(
+                        (given == first)[first == second],
+                        [k for k, s in zip(clusters, first == second, strict=True) if s],
+                    ),
+                }
+        ok = [~(lab["mismatch"][at] | lab["degraded"][at]) for lab in labels]
+        group["ok_by_labels"] = [share(o, clusters) for o in ok]
+        both = np.ones(len(at), bool)
+        for referee in ("a", "b"):
+            if referee in verdicts:
+                both &= ~(verdicts[referee]["mismatch"][at] | verdicts[referee]["degraded"][at])
+        group["ok_by_both_referees"] = share(both, clusters)
+        out[name] = group
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sheets", type=Path, required=True)
+    parser.add_argument("--labels", type=Path, nargs=2, required=True)
+    parser.add_argument("--labeller", required=True, help="who or what labelled; stands in the card")
+    parser.add_argument("--referees", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", action="store_true", help="write the thresholds into the referees' config.json")
+    options = parser.parse_args(arguments)
+    with (options.sheets / "hidden" / "key.csv").open(encoding="utf-8", newline="") as file:
+        key = list(csv.DictReader(file))
+    items = [int(row["item"]) for row in key]
+    labels = [read_labels(path, items) for path in options.labels]
+    stored = np.load(options.sheets / "hidden" / "pictures.npz")
+    place = {int(number): i for i, number in enumerate(stored["item"])}
+    at = [place[i] for i in items]
+    cases = [
+        (Image.fromarray(stored["edited"][k]), Image.fromarray(stored["original"][k]), row["prompt"])
+        for k, row in zip(at, key, strict=True)
+    ]
+    setting = np.array(
+        [int(row["image_id"].rsplit("-", 1)[1]) % 4 < 2 for row in key]
+    )  # pairs: both prompt kinds in each half
+    thresholds: dict[str, dict[str, float]] = {}
+    verdicts: dict[str, dict[str, Bools]] = {}
+    for name in REFEREES:
+        folder = options.referees / f"referee-{name}"
+        if not folder.is_dir():
+            continue
+        scores = RefereeJudge(name, folder=folder).scores(cases)
+        asked, degraded = (np.array([row[k] for row in scores]) for k in ("asked", "degradation"))
+        kept = np.array([row["category_kept"] for row in scores])
+        thresholds[name] = {
+            # where the category was lost, no threshold on the attribute could matter
+            "asked": best_threshold(asked[setting & kept], [~lab["mismatch"][setting & kept] for lab in labels]),
+            "degradation": best_threshold(degraded[setting], [lab["degraded"][setting] for lab in labels]),
+        }
+        verdicts[name] = {
+            "mismatch": ~((asked >= thresholds[name]["asked"]) & kept),
+            "degraded": degraded >= thresholds[name]["degradation"],
+        }
+        if options.set:
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+            config["thresholds"] = thresholds[name]
+            (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
+    card = {
+        "labeller": options.labeller,
+        "items": len(key),
+        "thresholds": thresholds,
+        "threshold_half": {"n": int(setting.sum())},
+        "measuring_half": measure(key, labels, verdicts, ~setting),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "miniworld_labels.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    with (options.out / "miniworld_labels.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([*key[0], "half", "mismatch_1", "degraded_1", "mismatch_2", "degraded_2"])
+        for i, row in enumerate(key):
+            given = [int(lab[c][i]) for lab in labels for c in CRITERIA]
+            table.writerow([*row.values(), "threshold" if setting[i] else "measure", *given])
+    chosen = np.array(at)[~setting]
+    np.savez_compressed(
+        options.out / "miniworld_labels.npz", item=stored["item"][chosen], edited=stored["edited"][chosen]
+    )
+    print(json.dumps(card["measuring_half"]["all"], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
