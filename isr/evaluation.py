@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,7 +183,8 @@ def evaluate(
 
     Args:
         edits: N edits of the immunized images (paths, bytes, PIL, numpy, torch), or `EditCase`s, a DataFrame, or the path
-            of a CSV, JSONL or Parquet manifest.
+            of a CSV, JSONL or Parquet manifest. An iterator of `EditCase`s is judged as a stream: bad pictures are skipped,
+            and the report holds no pictures (`isr.stream` hands results on as they come).
         prompts: the N edit prompts (one string for one edit).
         originals: the N unprotected, unedited images. Judging with and without them are different measurements.
         controls: per edit, the edit of the *unprotected* original with the same editor, prompt and seed; None where missing.
@@ -210,12 +211,20 @@ def evaluate(
     Raises:
         UsageError: a wrong argument (`ProblemsError` lists all bad items). JudgeStoppedError: a judge cannot be used.
     """
-    made = plan(
-        edits, prompts, originals=originals, controls=controls, columns=columns, judges=judges, consensus=consensus,
-        rubric=rubric, votes=votes, ask_overall=ask_overall, lazy=lazy, cache=cache, retry_no_verdicts=retry_no_verdicts,
-        on_bad_image=on_bad_image, max_side=max_side, retry=retry, max_cost=max_cost, prices=prices,
-        shard=shard, reuse=reuse,
-    )  # fmt: skip
+    judging: dict[str, Any] = {
+        "judges": judges, "consensus": consensus, "rubric": rubric, "votes": votes, "ask_overall": ask_overall, "lazy": lazy,
+        "cache": cache, "retry_no_verdicts": retry_no_verdicts, "on_bad_image": on_bad_image, "max_side": max_side,
+        "retry": retry, "max_cost": max_cost, "prices": prices, "reuse": reuse,
+    }  # fmt: skip
+    if isinstance(edits, Iterator) and prompts is None:
+        from .streaming import collect
+
+        if shard is not None or any(a is not None for a in (originals, controls, columns)):
+            raise UsageError(
+                "edits: with an iterator of cases, put originals, controls and columns into the cases, and use no shard"
+            )
+        return collect(edits, progress=progress, **judging)
+    made = plan(edits, prompts, originals=originals, controls=controls, columns=columns, shard=shard, **judging)
     return run_anywhere(_run(made, progress))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,17 @@ from typing import Any
 from .cases import EditCase, iter_prepared
 from .consensus import decide
 from .engine.case import JudgeableCase
+from .engine.loop import run_anywhere
+from .engine.progress import Progress
 from .engine.run import judge_cases
 from .errors import UsageError
 from .evaluation import Plan, connect, lock_of, plan_judging
 from .images import FileMemo
+from .report import Report
 from .schema import CaseRecord, Judgement, OutcomeValue
 from .store import RunFiles
 
-__all__ = ["CaseResult", "astream", "stream"]
+__all__ = ["CaseResult", "astream", "collect", "stream"]
 
 Cases = Iterable[EditCase] | Iterable[Mapping[str, Any]] | str | Path
 #: Results written to the run directory in one append.
@@ -108,7 +111,35 @@ def _plan(arguments: Mapping[str, Any]) -> Plan:
     return plan_judging(**arguments)
 
 
-async def _run(made: Plan, cases: Cases, out: str | Path | None, images: bool) -> AsyncIterator[CaseResult]:
+def collect(cases: Cases, *, progress: bool | None = None, **arguments: Any) -> Report:
+    """A `Report` of a lazy iterable: judged as a stream (bad pictures are skipped), records kept, pictures not."""
+    made = _plan({**arguments, "on_bad_image": "skip"})
+    locks: list[dict[str, Any]] = []
+    results: list[CaseResult] = []
+
+    async def work() -> None:
+        with Progress(None, show=progress) as bar:
+            async with aclosing(_run(made, cases, None, False, locks.append)) as source:
+                async for result in source:
+                    results.append(result)
+                    for judgement in result.judgements:
+                        bar.tell(judgement)
+
+    run_anywhere(work())
+    if not results:
+        raise UsageError("edits is empty; there is nothing to judge")
+    return Report(
+        locks[0], [r.case for r in results], [j for r in results for j in r.judgements], consensus=made.consensus
+    )
+
+
+async def _run(
+    made: Plan,
+    cases: Cases,
+    out: str | Path | None,
+    images: bool,
+    on_lock: Callable[[dict[str, Any]], None] | None = None,
+) -> AsyncIterator[CaseResult]:
     memo = made.cache.memo()
     prepared = iter_prepared(cases, memo=FileMemo(memo) if memo is not None else None, max_side=made.max_side)
     files = None if out is None else RunFiles.at(out)
@@ -166,6 +197,8 @@ async def _run(made: Plan, cases: Cases, out: str | Path | None, images: bool) -
             write()
         if files is not None:
             files.write_lock(lock())
+        if on_lock is not None:
+            on_lock(lock())
 
 
 def _known(files: RunFiles) -> dict[str, CaseRecord]:

@@ -86,6 +86,17 @@ def test_bad_pictures_in_a_stream_are_counted() -> None:
     assert sorted(r.outcome for r in results) == ["failure", "undetermined"]
 
 
+def test_evaluate_takes_a_lazy_iterable_and_skips_bad_pictures() -> None:
+    def some() -> Iterator[isr.EditCase]:
+        yield from cases(4)
+        yield isr.EditCase(b"broken", "edit 99", original=picture(1))
+
+    report = isr.evaluate(some(), judges=[judge()], cache=False, progress=False)
+    assert (report.n, report.isr, dict(report.no_verdicts)) == (5, 2 / 5, {"bad_image": 1})
+    with pytest.raises(UsageError, match="nothing to judge"):
+        isr.evaluate(iter([]), judges=[judge()], cache=False)
+
+
 def test_astream() -> None:
     async def main() -> int:
         return len([r async for r in isr.astream(cases(4), judges=[judge()], cache=False)])
