@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .immunization import immunize as immunize
     from .merging import merge as merge
     from .metric_class import ImmunizationSuccessRate as ImmunizationSuccessRate
+    from .probing import probe as probe
     from .protocols import AskJudge as AskJudge
     from .protocols import Judge as Judge
     from .protocols import JudgeLimits as JudgeLimits
@@ -65,6 +66,7 @@ _PUBLIC = {
     "evaluate": "evaluation",
     "immunize": "immunization",
     "merge": "merging",
+    "probe": "probing",
     "replay": "replaying",
     "sample_size": "stats.power",
     "stream": "streaming",

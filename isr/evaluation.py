@@ -22,6 +22,7 @@ from .errors import Problem, ProblemsError, UsageError
 from .images import CODEC, FileMemo
 from .lock import judge_lock
 from .money import Budget, Price, Prices, judge_model
+from .probing import find_card
 from .protocols import Consensus, Judge
 from .registry import RESOLVERS
 from .report import Report
@@ -316,6 +317,7 @@ def lock_of(made: Plan, runners: Sequence[JudgeRunner], *, with_originals: bool 
                 "fingerprint": r.fingerprint,
                 "identity": dict(r.judge.identity()),
                 "served": dict(sorted(r.served.items())),
+                "probe": find_card(r.judge.identity(), made.rubric.hash),
             }
             for r in runners
         ],

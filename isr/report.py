@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Report"]
 
+#: Providers whose judges are models, which a probe should have measured.
+_MODELS = frozenset({"gemini", "openai"})
 #: A share of undetermined cases above which the report warns.
 MANY_UNDETERMINED = 0.05
 
@@ -282,6 +284,13 @@ class Report:
         if functions:
             found.append(f"{', '.join(functions)}: a Python function, not a multimodal model.")
         for judge in self.lock["judges"]:
+            card = judge.get("probe")
+            if card is None and judge.get("identity", {}).get("provider") in _MODELS:
+                found.append(
+                    f"{judge['name']} was not probed: how often it is right on known answers is unknown (isr probe)."
+                )
+            elif card is not None and not card.get("passed", False):
+                found.append(f"{judge['name']} did not pass its probe; see the judge lock.")
             if len(judge.get("served", {})) > 1:
                 found.append(
                     f"{judge['name']} was answered by several model snapshots: {', '.join(sorted(judge['served']))}."
