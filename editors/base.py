@@ -136,6 +136,7 @@ class DiffusionEditor(ABC):
         offline: bool = False,
         cache_dir: str | None = None,
         licence: str = "",
+        gated: bool = False,
         without: Sequence[str] = (),
         **options: Any,
     ) -> DiffusionEditor:
@@ -154,7 +155,7 @@ class DiffusionEditor(ABC):
             )
         where = locate(
             source, parts_of, revision=revision, variant=variant, allow_pickle=allow_pickle, offline=offline,
-            licence=licence, cache_dir=cache_dir,
+            licence=licence, gated=gated, cache_dir=cache_dir,
         )  # fmt: skip
         kind = torch_dtype(dtype) or torch.float32
         index = read_index(where.folder, pipelines=cls.PIPELINES, editor=cls.__name__)
@@ -336,8 +337,13 @@ class DiffusionEditor(ABC):
             raw: torch.Tensor = self.vae.decode(self.unscaled(z).to(self.device, self.vae.dtype), return_dict=False)[0]
         return raw.float() / 2 + 0.5
 
+    def condition(self, x: torch.Tensor) -> torch.Tensor | None:
+        """What the image adds to the denoiser's input, or None where it enters through the noisy latent only."""
+        return self.condition_of(self.latents(x))
+
     @abstractmethod
-    def condition(self, x: torch.Tensor) -> torch.Tensor | None: ...
+    def condition_of(self, raw: torch.Tensor) -> torch.Tensor | None:
+        """`condition` from raw latents at hand (`latents(x)`), which spares an encoder pass."""
 
     @abstractmethod
     def timesteps(self, n: int) -> torch.Tensor: ...

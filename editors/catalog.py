@@ -75,7 +75,12 @@ def miniworld_folder(name: str) -> Path:
             f"the editor {name!r} needs MiniWorld's weights, which are a distribution of their own. Install them with:  "
             "pip install 'immunization-success-rate[mini]'  (in a source checkout:  pip install ./packages/miniworld)"
         )
-    return Path(importlib.import_module(MINIWORLD_PACKAGE).path(name))
+    try:
+        return Path(importlib.import_module(MINIWORLD_PACKAGE).path(name))
+    except LookupError as error:
+        raise UsageError(
+            f"the installed MiniWorld weights do not hold {name!r} ({error}); update that distribution"
+        ) from error
 
 
 def make(name: str, source: str | None = None, **options: Any) -> Editor:
@@ -104,7 +109,7 @@ def make(name: str, source: str | None = None, **options: Any) -> Editor:
     if merged["dtype"] is None:
         merged["dtype"] = row.gpu_dtype if on_gpu else "float32"
     merged["defaults"] = {**row.defaults, **(options.get("defaults") or {})}
-    made = cls.from_pretrained(where, name=name, licence=row.licence, **merged)
+    made = cls.from_pretrained(where, name=name, licence=row.licence, gated=row.gated, **merged)
     made.set_traits(
         replace(
             made.traits, native_size=row.native_size, licence=row.licence, gated=row.gated, source=source or row.source
@@ -128,9 +133,10 @@ def factory(name: str) -> Callable[..., Editor]:
 def cached_bytes(row: Entry) -> int | None:
     """Bytes of an editor's files on this machine; None where nothing is (nothing is downloaded to find out)."""
     if row.is_mini:
-        if importlib.util.find_spec(MINIWORLD_PACKAGE) is None:
+        try:
+            folder = miniworld_folder(row.source.removeprefix(MINIWORLD))
+        except (MissingExtraError, UsageError):
             return None
-        folder = miniworld_folder(row.source.removeprefix(MINIWORLD))
     else:
         if importlib.util.find_spec("huggingface_hub") is None:
             return None

@@ -76,6 +76,7 @@ def locate(
     allow_pickle: bool = False,
     offline: bool = False,
     licence: str = "",
+    gated: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Location:
     """A folder as it is, or a hub name downloaded to (or found in) the hub's cache.
@@ -87,7 +88,7 @@ def locate(
         variant: "fp16", …: weights named so.
         allow_pickle: also fetch pickled weights.
         offline: use only what is cached.
-        licence: shown before a download.
+        licence, gated: shown before a download (gated: the hub asks for accepted terms).
         cache_dir: instead of the hub's own cache.
 
     Raises:
@@ -117,6 +118,7 @@ def locate(
         allow_pickle=allow_pickle,
         offline=offline,
         licence=licence,
+        gated=gated,
         cache_dir=cache_dir,
     )
 
@@ -142,6 +144,7 @@ def _from_hub(
     allow_pickle: bool,
     offline: bool,
     licence: str,
+    gated: bool,
     cache_dir: str | Path | None,
 ) -> Location:
     if importlib.util.find_spec("huggingface_hub") is None:
@@ -165,7 +168,8 @@ def _from_hub(
             f"{name!r} is not (completely) in the cache and offline=True; load it once without offline"
         )
     page = f"https://huggingface.co/{name}"
-    log.warning("downloading %s (licence: %s, terms: %s)", name, licence or "see its page", page)
+    gate = "; gated: its terms must be accepted on that page first" if gated else ""
+    log.warning("downloading %s (licence: %s, terms: %s%s)", name, licence or "see its page", page, gate)
     try:
         folder = Path(huggingface_hub.snapshot_download(name, **wanted))
     except errors.GatedRepoError as error:

@@ -55,6 +55,10 @@ class Img2Img(UNetEditor):
         """None: nothing is concatenated to the input."""
         return
 
+    def condition_of(self, raw: torch.Tensor) -> None:  # noqa: ARG002
+        """None."""
+        return
+
     def timesteps(self, n: int) -> torch.Tensor:
         """The timesteps that an edit of n scheduler steps runs at the default strength: int(n · strength) of them."""
         scheduler = fresh_scheduler(self.parts["scheduler"])

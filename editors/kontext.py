@@ -93,9 +93,9 @@ class Kontext(FlowEditor):
 
     # -------------------------------------------------------------------------------------------------- denoiser
 
-    def condition(self, x: torch.Tensor) -> torch.Tensor:
-        """The reference latent, scaled as a grid (B, C, h, w); `predict` makes tokens of it."""
-        return self.scaled(self.latents(x))
+    def condition_of(self, raw: torch.Tensor) -> torch.Tensor:
+        """The reference latent, scaled, as a grid (B, C, h, w); `predict` makes tokens of it."""
+        return self.scaled(raw)
 
     def predict(self, noisy: torch.Tensor, t: torch.Tensor, text: Text, cond: torch.Tensor | None) -> torch.Tensor:
         """The transformer's velocity for the noisy tokens, as a grid (B, C, h, w) float32, at the default guidance."""
@@ -174,7 +174,7 @@ class Kontext(FlowEditor):
         *,
         wrap: bool,
     ) -> torch.Tensor:
-        cond = self.condition(x)
+        cond = self.condition_of(self.latents(x))
         scheduler = self._scheduled(settings["steps"], (int(x.shape[-2]), int(x.shape[-1])))
         guided = settings["true_guidance"] > 1
         text = self.embed(prompts)

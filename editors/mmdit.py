@@ -133,6 +133,10 @@ class SD3Img2Img(SD3Editor):
         """None: the image enters through the start latent only."""
         return
 
+    def condition_of(self, raw: torch.Tensor) -> None:  # noqa: ARG002
+        """None."""
+        return
+
     def _visited(self, scheduler: Any, n: int) -> torch.Tensor:
         return self._kept(scheduler, n, self._defaults["strength"])
 
@@ -201,12 +205,21 @@ class SD3Instruct(SD3Editor):
 
         mask: (B, 3, H, W) in [0, 1], white where the edit may happen; None: white everywhere.
         """
-        c = self.latents(x)
+        if mask is None:
+            return self.condition_of(self.latents(x))
         if not self.masked:
-            if mask is not None:
-                raise UsageError(f"{self.name} has no mask channels; leave mask out")
-            return c
-        return torch.cat([c, self.latents(torch.ones_like(x) if mask is None else mask)], dim=1)
+            raise UsageError(f"{self.name} has no mask channels; leave mask out")
+        return torch.cat([self.latents(x), self.latents(mask)], dim=1)
+
+    def condition_of(self, raw: torch.Tensor) -> torch.Tensor:
+        """The same from raw latents, the mask white."""
+        if not self.masked:
+            return raw
+        size = [side * self.vae_factor for side in raw.shape[-2:]]
+        with self._using("vae"):
+            white = torch.ones((1, 3, *size), device=self.device, dtype=self.vae.dtype)
+            mask = self.vae.encode(white).latent_dist.mode()
+        return torch.cat([raw, mask.to(raw).expand(raw.shape[0], -1, -1, -1)], dim=1)
 
     def _denoise(
         self,
@@ -217,7 +230,7 @@ class SD3Instruct(SD3Editor):
         *,
         wrap: bool,
     ) -> torch.Tensor:
-        cond = self.condition(x)
+        cond = self.condition_of(self.latents(x))
         scheduler = self._scheduled(settings["steps"], (int(x.shape[-2]), int(x.shape[-1])))
         guided = settings["guidance"] > 1 and settings["image_guidance"] >= 1
         text = self.embed(prompts)

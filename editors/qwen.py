@@ -121,6 +121,7 @@ class QwenEdit:
         offline: bool = False,
         cache_dir: str | None = None,
         licence: str = "",
+        gated: bool = False,
         **options: Any,
     ) -> QwenEdit:
         """Load a hub name or a folder in diffusers layout; arguments as for the white-box families."""
@@ -128,7 +129,7 @@ class QwenEdit:
         parts_of = (*cls.PARTS, cls.PROCESSOR)
         where = locate(
             source, parts_of, revision=revision, variant=variant, allow_pickle=allow_pickle, offline=offline,
-            licence=licence, cache_dir=cache_dir,
+            licence=licence, gated=gated, cache_dir=cache_dir,
         )  # fmt: skip
         index = read_index(where.folder, pipelines=cls.PIPELINES, editor=cls.__name__)
         parts = load_parts(

@@ -176,9 +176,9 @@ class InstructPix2Pix(UNetEditor):
         "steps": 100, "guidance": 7.5, "image_guidance": 1.5, "negative_prompt": "", "eta": 0.0,
     }  # fmt: skip
 
-    def condition(self, x: torch.Tensor) -> torch.Tensor:
+    def condition_of(self, raw: torch.Tensor) -> torch.Tensor:
         """Posterior mode of the latent, unscaled: what the extra input channels hold."""
-        return self.latents(x)
+        return raw
 
     def _denoise(
         self,
@@ -189,7 +189,7 @@ class InstructPix2Pix(UNetEditor):
         *,
         wrap: bool,
     ) -> torch.Tensor:
-        cond = self.condition(x)
+        cond = self.condition_of(self.latents(x))
         scheduler = fresh_scheduler(self.parts["scheduler"])
         scheduler.set_timesteps(settings["steps"])
         options = self._step_options(scheduler, settings, generators)

@@ -88,7 +88,6 @@ class InstructPix2PixXL(XLText, InstructPix2Pix):
     def _index_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:
         return {**super()._index_options(index), "cosxl": bool(index.get("is_cosxl_edit", False))}
 
-    def condition(self, x: torch.Tensor) -> torch.Tensor:
+    def condition_of(self, raw: torch.Tensor) -> torch.Tensor:
         """Posterior mode of the latent, unscaled (CosXL-Edit: times the scaling factor)."""
-        mode = self.latents(x)
-        return mode * float(self.vae.config.scaling_factor) if self.cosxl else mode
+        return raw * float(self.vae.config.scaling_factor) if self.cosxl else raw

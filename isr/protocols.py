@@ -234,7 +234,11 @@ class WhiteBoxEditor(Editor, Protocol):
     """The small differentiable surface that attacks see (docs/definitions.md, section 11).
 
     Pixels `x` are float tensors (B, 3, H, W) in [0, 1]; latents (B, C, h, w); `t` are (B,) tensors of the model's own
-    timesteps. Weights never require gradients.
+    timesteps. Weights never require gradients. Several timesteps of B pictures go in one pass as K·B rows, timestep-major;
+    text and condition may then have K·B rows or B (which are repeated).
+
+    Used where an editor has them: `word_columns(prompt, word=None)`, the text columns of a word for `attention`;
+    `condition_of(raw)`, the condition from latents at hand; `levels(t)`, (a, b) of noisy = a·z + b·noise.
     """
 
     @property
@@ -252,7 +256,8 @@ class WhiteBoxEditor(Editor, Protocol):
         ...
 
     def condition(self, x: torch.Tensor) -> torch.Tensor | None:
-        """What the image adds to the denoiser's input (unscaled mode for InstructPix2Pix, tokens for Kontext), or None."""
+        """What the image adds to the denoiser's input (unscaled mode for InstructPix2Pix, a scaled latent for Kontext, which
+        makes tokens of it), or None where the image enters through the noisy latent only."""
         ...
 
     def embed(self, prompts: Sequence[str]) -> Any:
@@ -260,7 +265,8 @@ class WhiteBoxEditor(Editor, Protocol):
         ...
 
     def timesteps(self, n: int) -> torch.Tensor:
-        """The n timesteps of an n-step edit, from noisy to clean, (n,)."""
+        """The timesteps that an n-step edit visits, from noisy to clean: (n,), or fewer for image-to-image, which starts
+        at its strength."""
         ...
 
     def noisy(self, z: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -61,6 +61,10 @@ def check_gradients(editor: Any, *, dead: tuple[str, ...] = ()) -> None:
     assert gradient(editor.predict(*args), x).abs().max() > 0
     assert gradient(editor.decode(editor.scaled(editor.latents(x))), x).abs().max() > 0
     assert all(not p.requires_grad for p in editor.denoiser.parameters())
+    cond, of = editor.condition(x), editor.condition_of(editor.latents(x))
+    assert (cond is None) == (of is None)
+    if cond is not None:
+        torch.testing.assert_close(of, cond)
 
 
 def check_features(editor: Any) -> None:

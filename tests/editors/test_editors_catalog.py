@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,12 @@ def test_checkpoints_by_name_folder_and_package(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.delitem(sys.modules, "isr_miniworld", raising=False)
     mini = load_editor("mini-ip2p", device="cpu")
+    (package / "__init__.py").write_text("def path(name):\n    raise LookupError('there are none')\n")
+    monkeypatch.delitem(sys.modules, "isr_miniworld", raising=False)
+    importlib.invalidate_caches()
+    shutil.rmtree(package / "__pycache__", ignore_errors=True)
+    with pytest.raises(UsageError, match=r"do not hold 'mini-ip2p' \(there are none\)"):
+        load_editor("mini-ip2p")
     monkeypatch.delitem(sys.modules, "isr_miniworld", raising=False)
     assert mini.name == "mini-ip2p"
     assert mini.traits.native_size == 64

@@ -154,8 +154,11 @@ def test_a_download_takes_only_what_is_needed_and_shows_the_licence_first(
     hub = Hub(made)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
     with caplog.at_level(logging.WARNING, logger="isr.editors"):
-        editor = load("owner/name", revision="abc", licence="MIT", cache_dir="/somewhere")
-    assert "downloading owner/name (licence: MIT, terms: https://huggingface.co/owner/name)" in caplog.text
+        editor = load("owner/name", revision="abc", licence="MIT", gated=True, cache_dir="/somewhere")
+    assert (
+        "downloading owner/name (licence: MIT, terms: https://huggingface.co/owner/name; gated: its terms"
+        in caplog.text
+    )
     probe, download = hub.calls
     assert probe["local_files_only"] is True
     assert download["revision"] == "abc"

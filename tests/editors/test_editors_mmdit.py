@@ -238,3 +238,11 @@ def test_schedule_without_t5_tokens_and_wrong_lengths(folders: dict[str, Path]) 
     assert editor.embed(["x"]).hidden.shape == (1, 77, 64)
     with pytest.raises(UsageError, match="max_sequence_length must be at least 1"):
         SD3Img2Img.from_pretrained(str(folders["sd3"]), device="cpu", max_sequence_length=0)
+
+
+def test_default_layers_of_sd3_medium() -> None:
+    """Blocks 12 to 22 of 24."""
+    from types import SimpleNamespace
+
+    stand_in: Any = SimpleNamespace(layers=lambda: tuple(f"transformer_blocks.{i}" for i in range(24)))
+    assert SD3Img2Img.default_layers(stand_in) == tuple(f"transformer_blocks.{i}" for i in range(12, 23))

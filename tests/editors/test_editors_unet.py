@@ -230,3 +230,19 @@ def test_pixels_that_are_not_finite_are_refused() -> None:
 
     with pytest.raises(UsageError, match="not finite"):
         to_pictures(torch.full((1, 3, 4, 4), float("nan")))
+
+
+def test_default_layers_of_the_real_architectures() -> None:
+    """Stable Diffusion 1's U-Net: its five 16²×1280 transformers (at 512²); without allocating a weight."""
+    from types import SimpleNamespace
+
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        net = UNet2DConditionModel(in_channels=8, cross_attention_dim=768, attention_head_dim=8)
+    stand_in: Any = SimpleNamespace(denoiser=net)
+    assert InstructPix2Pix.default_layers(stand_in) == (
+        "down_blocks.2.attentions.0", "down_blocks.2.attentions.1",
+        "up_blocks.1.attentions.0", "up_blocks.1.attentions.1", "up_blocks.1.attentions.2",
+    )  # fmt: skip
+    assert InstructPix2Pix.layers(stand_in)[-1] == "up_blocks.3"
