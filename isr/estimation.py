@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from .engine.cache import cache_key
+from .engine.runner import cache_keys
 from .evaluation import Plan, plan, price_of
 from .schema import NoVerdict, Usage
 
@@ -82,14 +82,13 @@ def estimate_plan(made: Plan) -> Estimate:
     """The same for a finished plan."""
     good = [case for case in made.cases if case.problem() is None]
     schema = made.rubric.reply_schema(ask_overall=made.settings.ask_overall)
-    asked = tuple(schema["properties"])
     instructions = made.rubric.instructions(
         with_original=bool(made.prepared and made.prepared.has_originals), ask_overall=made.settings.ask_overall
     )
     fixed = len(instructions) + len(str(schema))
     found = []
     for position, judge in enumerate(made.judges):
-        identity = dict(judge.identity())
+        keys = cache_keys(judge, made.rubric, made.settings)
         cached = new = 0
         low = high = 0.0
         for case in good:
@@ -98,10 +97,7 @@ def estimate_plan(made: Plan) -> Estimate:
                 (_PICTURE_BASE, _PICTURE_BASE + _PICTURE_TILE * ceil(w / 512) * ceil(h / 512)) for w, h in case.sizes()
             ]
             for vote in range(made.settings.votes):
-                key = cache_key(
-                    identity, made.rubric.hash, asked=asked, prompt=case.record.prompt, pictures=case.digests(),
-                    codec=made.settings.codec, vote=vote, ask=0,
-                )  # fmt: skip
+                key = keys.key(prompt=case.record.prompt, pictures=case.digests(), vote=vote, ask=0)
                 stored = made.cache.get(key) if getattr(judge, "cacheable", True) else None
                 if stored is not None and not (
                     made.settings.retry_no_verdicts and isinstance(stored.answer, NoVerdict)

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ..errors import IntegrityError, UsageError
 from ..schema import Call
 
-__all__ = ["CACHE_ENV", "DiskCache", "MemoryCache", "ReplyCache", "cache_key", "default_cache_dir"]
+__all__ = ["CACHE_ENV", "CacheKeys", "DiskCache", "MemoryCache", "ReplyCache", "default_cache_dir"]
 
 CACHE_ENV = "ISR_CACHE"
 _NEVER_A_FILE = 2**62
@@ -37,36 +37,23 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "isr"
 
 
-def cache_key(
-    identity: Mapping[str, Any],
-    rubric_hash: str,
-    *,
-    asked: Sequence[str],
-    prompt: str,
-    pictures: Sequence[tuple[str, str]],
-    codec: str,
-    vote: int,
-    ask: int,
-) -> str:
-    """sha256 (64 hex) over judge identity (provider, host and path, model, API version, settings as sent), rubric, keys
-    asked for, prompt, (role, digest) of each picture as sent, codec, vote and ask index (docs/definitions.md, section 6)."""
-    blob = json.dumps(
-        {
-            "v": KEY_VERSION,
-            "identity": identity,
-            "rubric": rubric_hash,
-            "asked": list(asked),
-            "vote": vote,
-            "ask": ask,
-            "prompt": prompt,
-            "pictures": [list(p) for p in pictures],
-            "codec": codec,
-        },
-        sort_keys=True,
-        ensure_ascii=True,
-        separators=(",", ":"),
-    )
-    return hashlib.sha256(blob.encode("ascii")).hexdigest()
+class CacheKeys:
+    """Makes the cache keys of one judge in one run (docs/definitions.md, section 6).
+
+    A key is sha256 (64 hex) over judge identity (provider, host and path, model, API version, settings as sent), rubric, keys
+    asked for and codec — hashed once — and prompt, (role, digest) of each picture as sent, vote and ask index.
+    """
+
+    def __init__(self, identity: Mapping[str, Any], rubric_hash: str, *, asked: Sequence[str], codec: str) -> None:
+        fixed = {"v": KEY_VERSION, "identity": identity, "rubric": rubric_hash, "asked": list(asked), "codec": codec}
+        # JSON texts are self-delimiting, so the two parts cannot run into each other.
+        self._fixed = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode("ascii"))
+
+    def key(self, *, prompt: str, pictures: Sequence[tuple[str, str]], vote: int, ask: int) -> str:
+        """The key of one call."""
+        state = self._fixed.copy()
+        state.update(json.dumps([prompt, [list(p) for p in pictures], vote, ask]).encode("ascii"))
+        return state.hexdigest()
 
 
 class ReplyCache(Protocol):

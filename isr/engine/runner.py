@@ -7,10 +7,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from ..errors import IntegrityError, JudgeStoppedError, TransientError
 from ..money import Budget, Price, WorstCase
@@ -18,13 +16,13 @@ from ..protocols import Ask, Judge, Picture, Question, Reply
 from ..rubric import Rubric
 from ..schema import Attempt, Call, Judgement, NoVerdict, Verdict
 from ..secret import environment_secrets, scrub
-from .cache import ReplyCache, cache_key
+from .cache import CacheKeys, ReplyCache
 from .case import JudgeableCase
 from .limits import Limiter
 from .retry import Exhausted, RetryPolicy, with_retry
 from .votes import check_votes, combine_votes
 
-__all__ = ["AskSettings", "JudgeRunner", "fingerprint"]
+__all__ = ["AskSettings", "JudgeRunner", "cache_keys", "fingerprint"]
 
 logger = logging.getLogger("isr")
 
@@ -70,6 +68,12 @@ def fingerprint(judge: Judge, rubric: Rubric, settings: AskSettings) -> str:
     return hashlib.sha256(blob.encode()).hexdigest()[:16]
 
 
+def cache_keys(judge: Judge, rubric: Rubric, settings: AskSettings) -> CacheKeys:
+    """The keys under which this judge's replies are stored."""
+    asked = tuple(rubric.reply_schema(ask_overall=settings.ask_overall)["properties"])
+    return CacheKeys(dict(judge.identity()), rubric.hash, asked=asked, codec=settings.codec)
+
+
 class JudgeRunner:
     """Asks one judge about cases. Made inside the run's event loop, after the judge connected.
 
@@ -103,8 +107,7 @@ class JudgeRunner:
         self._budget = budget
         self._worst = None if price is None else WorstCase(price, *_output_limit(judge))
         self._limiter = limiter or Limiter(judge.limits)
-        self._identity: Mapping[str, Any] = dict(judge.identity())
-        self._asked = tuple(rubric.reply_schema(ask_overall=settings.ask_overall)["properties"])
+        self._keys = cache_keys(judge, rubric, settings)
         self._flying: dict[str, asyncio.Future[Call]] = {}
         self.served: Counter[str] = Counter()
 
@@ -158,16 +161,7 @@ class JudgeRunner:
         return self._settings.retry_no_verdicts and all(c.cached for c in calls)
 
     def _key(self, case: JudgeableCase, vote: int, ask: int) -> str:
-        return cache_key(
-            self._identity,
-            self._rubric.hash,
-            asked=self._asked,
-            prompt=case.record.prompt,
-            pictures=case.digests(),
-            codec=self._settings.codec,
-            vote=vote,
-            ask=ask,
-        )
+        return self._keys.key(prompt=case.record.prompt, pictures=case.digests(), vote=vote, ask=ask)
 
     async def _once(self, case: JudgeableCase, vote: int, ask: int, key: str) -> Call:
         """One paid call; two cases with the same question in flight share it."""

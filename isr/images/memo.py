@@ -18,8 +18,9 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 
 def file_hash(data: bytes) -> str:
-    """sha256 of a file's bytes, 64 hex."""
-    return hashlib.sha256(data).hexdigest()
+    """BLAKE2b-256 of a file's bytes, 64 hex: collision-resistant, and nearly twice as fast as SHA-256 where the processor has
+    no instruction for the latter."""
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class FileMemo:
         return f"image:{CANONICAL_VERSION}:{PIL.__version__}:{kind}"
 
     def get(self, file: str) -> Facts | None:
-        """Facts about the file with this sha256, or None."""
+        """Facts about the file with this hash, or None."""
         return _read(self.store.get(self._key(file)))
 
     def put(self, file: str, facts: Facts) -> None:

@@ -7,12 +7,13 @@ import pickle
 import sqlite3
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isr.engine.cache import DiskCache, MemoryCache, cache_key, default_cache_dir
+from isr.engine.cache import CacheKeys, DiskCache, MemoryCache, default_cache_dir
 from isr.errors import IntegrityError, UsageError
 from isr.schema import Attempt, Call, NoVerdict, Usage, Verdict
 
@@ -47,8 +48,11 @@ BASE: dict[str, object] = {
 
 
 def key_of(**changes: object) -> str:
-    fields = {**BASE, **changes}
-    return cache_key(fields.pop("identity"), fields.pop("rubric_hash"), **fields)  # type: ignore[arg-type]
+    fields: dict[str, Any] = {**BASE, **changes}
+    keys = CacheKeys(
+        fields.pop("identity"), fields.pop("rubric_hash"), asked=fields.pop("asked"), codec=fields.pop("codec")
+    )
+    return keys.key(**fields)
 
 
 @pytest.mark.parametrize(
