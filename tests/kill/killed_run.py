@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 
-import isr
 from isr.judges.gemini import GeminiJudge
 from isr.judges.openai import OpenAIJudge
+
+import isr
 
 
 def main(manifest: str, cache: str, out: str, gemini: str, openai: str) -> None:

@@ -84,3 +84,34 @@ def test_kill_and_resume(tmp_path: Path) -> None:
         total = gemini.count + openai.count
         subprocess.run(command, check=True, timeout=300)
         assert gemini.count + openai.count == total, "a finished run asked again"
+
+
+@pytest.mark.kill
+def test_ctrl_c_says_how_to_go_on_and_keeps_what_was_received(tmp_path: Path) -> None:
+    manifest, cache = write_manifest(tmp_path), tmp_path / "cache"
+    with serve("compatible", latency=0.1) as server:
+        command = [
+            sys.executable,
+            "-m",
+            "isr",
+            "evaluate",
+            str(manifest),
+            "--judge",
+            f"openai:local@{server.url}",
+            "--cache",
+            str(cache),
+            "--quiet",
+        ]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and server.count < 40:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 130, told
+        assert "goes on where it stopped" in told
+        assert "Traceback" not in told
+        kept = len(stored(cache))
+        assert kept >= 40 - 16 - 1
+        before = server.count
+        subprocess.run(command, check=True, timeout=300, stdout=subprocess.DEVNULL)
+        assert server.count - before == EDITS - kept
