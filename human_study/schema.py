@@ -1,0 +1,150 @@
+"""The database of a study: raters, links, sessions, lists, answers, events (SQLAlchemy; SQLite or another by URL)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Engine,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+)
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from isr.errors import UsageError
+
+__all__ = ["answers", "assignments", "connect", "events", "links", "meta", "metadata", "raters", "sessions"]
+
+metadata = MetaData()
+
+meta = Table("meta", metadata, Column("key", String(40), primary_key=True), Column("value", Text, nullable=False))
+
+raters = Table(
+    "raters", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("label", String(40), nullable=False, unique=True),
+    Column("created", String(40), nullable=False),
+    Column("consented", String(40)),
+    Column("consent_hash", String(64)),
+    Column("begun", String(40)),
+    Column("revoked", String(40)),
+    Column("withdrawn", String(40)),
+)  # fmt: skip
+
+#: One-time links and the sessions they are exchanged for. Only hashes of the secrets are stored.
+links = Table(
+    "links", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("secret_hash", String(64), nullable=False, unique=True),
+    Column("role", String(12), nullable=False),
+    Column("rater_id", ForeignKey("raters.id")),
+    Column("created", String(40), nullable=False),
+    Column("used", String(40)),
+    Column("ended", String(40)),
+)  # fmt: skip
+
+sessions = Table(
+    "sessions", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("secret_hash", String(64), nullable=False, unique=True),
+    Column("role", String(12), nullable=False),
+    Column("rater_id", ForeignKey("raters.id")),
+    Column("created", String(40), nullable=False),
+    Column("expires", String(40), nullable=False),
+    Column("ended", String(40)),
+)  # fmt: skip
+
+assignments = Table(
+    "assignments", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("rater_id", ForeignKey("raters.id"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("item", String(40), nullable=False),
+    Column("kind", String(12), nullable=False),
+    UniqueConstraint("rater_id", "position"),
+)  # fmt: skip
+
+#: Append-only: a change of mind is a new row with the next revision. `key` is the browser's idempotency key.
+answers = Table(
+    "answers", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("assignment_id", ForeignKey("assignments.id"), nullable=False),
+    Column("rater_id", ForeignKey("raters.id"), nullable=False, index=True),
+    Column("revision", Integer, nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("said", Text, nullable=False),
+    Column("comment", Text, nullable=False),
+    Column("seconds", Float),
+    Column("received", String(40), nullable=False),
+    UniqueConstraint("rater_id", "key"),
+    UniqueConstraint("assignment_id", "revision"),
+)  # fmt: skip
+
+events = Table(
+    "events", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("who", String(40), nullable=False),
+    Column("what", String(40), nullable=False),
+    Column("detail", Text, nullable=False),
+)  # fmt: skip
+
+_APPEND_ONLY = """
+CREATE TRIGGER IF NOT EXISTS {table}_no_{verb} BEFORE {VERB} ON {table} {when}
+BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END
+"""
+
+
+def connect(url: str) -> Engine:
+    """An engine whose tables exist.
+
+    SQLite: write-ahead log, synchronous=FULL (an acknowledged answer survives a power cut), foreign keys on, and triggers that
+    refuse to change answers and events. `write` as an execution option takes the write lock at once, so that two writers wait
+    for each other instead of failing.
+    """
+    try:
+        sqlite = url.startswith("sqlite")
+        engine = create_engine(
+            url, pool_size=20, max_overflow=20, pool_pre_ping=not sqlite, **({"connect_args": {"timeout": 15}} if sqlite else {})
+        )  # fmt: skip
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise UsageError(
+            f"database: cannot use the URL given ({type(error).__name__}); expected for example sqlite:////data/study.sqlite or "
+            "postgresql+psycopg://user@host/name with its driver installed"
+        ) from None
+    if sqlite:
+        event.listen(engine, "connect", _sqlite_settings)
+        event.listen(engine, "begin", _sqlite_begin)
+    metadata.create_all(engine)
+    if sqlite:
+        with engine.begin() as connection:
+            erasing = "WHEN NOT EXISTS (SELECT 1 FROM meta WHERE key = 'erasing')"
+            for table in ("answers", "events"):
+                for verb, when in (("update", ""), ("delete", erasing if table == "answers" else "")):
+                    connection.exec_driver_sql(
+                        _APPEND_ONLY.format(table=table, verb=verb, VERB=verb.upper(), when=when)
+                    )
+    return engine
+
+
+def _sqlite_settings(connection: Any, _record: Any) -> None:
+    # SQLAlchemy's recipe: the driver must not begin transactions by itself, `_sqlite_begin` does.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for line in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=15000"):
+        cursor.execute(f"PRAGMA {line}")
+    cursor.close()
+
+
+def _sqlite_begin(connection: Any) -> None:
+    write = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
