@@ -114,7 +114,7 @@ def test_high_agreement_low_kappa() -> None:
 ROWS = st.lists(st.lists(st.sampled_from([0.0, 1.0, NAN]), min_size=4, max_size=4), min_size=3, max_size=30)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(ROWS)
 def test_against_outside_implementations_with_missing(rows: list[list[float]]) -> None:
     x = np.array(rows)
@@ -137,7 +137,7 @@ def test_against_outside_implementations_with_missing(rows: list[list[float]]) -
         assert kappa.n_items == both.sum()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=3, max_size=3), min_size=2, max_size=20))
 def test_against_statsmodels_without_missing(rows: list[list[int]]) -> None:
     x = np.array(rows)
@@ -151,6 +151,7 @@ def test_against_statsmodels_without_missing(rows: list[list[int]]) -> None:
     assert percent_agreement(x).value == pytest.approx(np.mean([(x[:, a] == x[:, b]).mean() for a, b in pairs]))
 
 
+@settings(deadline=None, max_examples=40)
 @given(ROWS, st.randoms(use_true_random=False))
 def test_order_and_labels_do_not_matter(rows: list[list[float]], random: object) -> None:
     x = np.array(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
@@ -87,6 +87,7 @@ def test_perfectly_correlated_images_weigh_like_one_case_each() -> None:
     assert interval.n_eff == pytest.approx(20, rel=0.06)
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.lists(st.booleans(), min_size=1, max_size=4), min_size=2, max_size=12),
     st.randoms(use_true_random=False),
@@ -115,6 +116,7 @@ def test_clustered_properties(images: list[list[bool]], random: object) -> None:
     assert wide.high >= interval.high - 1e-12
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 300), st.data())
 def test_unclustered_properties(n: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(0, n))

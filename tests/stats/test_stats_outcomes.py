@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isr.errors import UsageError
@@ -31,6 +31,7 @@ def test_by_hand() -> None:
     assert rate.interval.method == "Wilson"
 
 
+@settings(deadline=None, max_examples=40)
 @given(OUTCOMES)
 def test_bounds_are_what_assignments_reach(outcomes: list[str]) -> None:
     rates = [sum(o == S for o in a) / len(a) for a in assignments(outcomes)]
@@ -40,6 +41,7 @@ def test_bounds_are_what_assignments_reach(outcomes: list[str]) -> None:
     assert rate.value in rate.interval
 
 
+@settings(deadline=None, max_examples=40)
 @given(OUTCOMES, st.data())
 def test_deciding_a_case_never_widens_the_bounds(outcomes: list[str], data: st.DataObject) -> None:
     i = data.draw(st.integers(0, len(outcomes) - 1))
@@ -57,6 +59,7 @@ def policies(answers: list[int | None]) -> tuple[str, str]:
     return strict, lenient
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(*[st.sampled_from([0, 1, None])] * 2), min_size=1, max_size=6))
 def test_band_holds_isr_under_every_completion_of_the_judges(table: list[tuple[int | None, int | None]]) -> None:
     strict, lenient = zip(*[policies(list(row)) for row in table], strict=True)
@@ -138,6 +141,7 @@ def test_isr_at_k_by_hand() -> None:
     assert (shuffled.value, shuffled.bounds) == (rate.value, rate.bounds)
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from([S, F, U]), st.sampled_from([S, F, U])), min_size=1, max_size=4))
 def test_isr_at_k_bounds_by_brute_force(pairs: list[tuple[str, str]]) -> None:
     cases = at_k([(str(i), "p", seed, o) for i, pair in enumerate(pairs) for seed, o in enumerate(pair)])

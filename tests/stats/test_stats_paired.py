@@ -24,6 +24,7 @@ Z = 1.959963984540054
 # ------------------------------------------------------------------------------------------------------- sign-flip
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=9))
 def test_sign_flip_equals_full_enumeration(sums: list[int]) -> None:
     hits = [
@@ -70,6 +71,7 @@ def test_sign_flip_is_stable_for_many_images() -> None:
 # ---------------------------------------------------------------------------------------------- McNemar and Holm
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mid_p_equals_statsmodels_exact_minus_point(b: int, c: int) -> None:
     if b == c:
