@@ -27,9 +27,12 @@ def psnr(a: Tensor, b: Tensor, *, data_range: float = 1.0) -> Tensor:
 
 
 def _psnr(a: Tensor, b: Tensor, data_range: float) -> Tensor:
+    graph = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    scratch = None if graph or not len(a) else torch.empty_like(working(a[0]))
     out = []
     for x, y in zip(a, b, strict=True):
-        d = (working(x) - working(y)).reshape(-1)
+        # One buffer for all differences: fresh pages for each would cost more than the arithmetic.
+        d = torch.sub(working(x), working(y), out=scratch).reshape(-1)
         out.append(torch.dot(d, d) / d.numel())
     mse = torch.stack(out) if out else working(a).new_zeros(0)
     return 10 * torch.log10(data_range**2 / mse)

@@ -310,6 +310,13 @@ def test_errors(name, a, b, message):
         FUNCTIONS[name](a, b)
 
 
+def test_psnr_has_the_gradient_of_its_value():
+    a = torch.full((2, 3, 4, 4), 0.5, dtype=torch.float64, requires_grad=True)
+    # d/da of −10·log10(mean d²) = −20·d/(ln 10 · Σd²); here d = .25 everywhere and Σd² = 48·.0625 = 3: −.25·20/(2.302585·3) = −.723824.
+    (g,) = torch.autograd.grad(psnr(a, torch.full_like(a, 0.25)).sum(), a)
+    assert torch.allclose(g, torch.full_like(g, -0.723824), atol=1e-6)
+
+
 def test_ssim_has_the_gradient_of_its_value():
     g = torch.Generator().manual_seed(0)
     a = torch.rand(1, 3, 13, 12, generator=g, dtype=torch.float64) * 0.8 + 0.1
