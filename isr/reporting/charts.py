@@ -16,7 +16,8 @@ from .text import percent, percent_range, points
 
 __all__ = ["Row", "axis", "excess_strip", "rows_of", "strip"]
 
-HEIGHT = 26
+#: Pixels; the rows of a chart touch, so that their grid lines join.
+HEIGHT = 34
 MIDDLE = HEIGHT / 2
 
 
@@ -108,7 +109,7 @@ def axis(labels: Sequence[str] = ("0", "25", "50", "75", "100 %")) -> Markup:
     parts = []
     for index, label in enumerate(labels):
         at = index / (len(labels) - 1)
-        anchor = "start" if index == 0 else "end" if index == len(labels) - 1 else "middle"
+        anchor = "end" if index == len(labels) - 1 else "middle"
         parts.append(f'<text x="{_x(at)}" y="12" text-anchor="{anchor}">{Markup.escape(label)}</text>')
     return Markup('<svg class="axis" width="100%" height="16" aria-hidden="true">' + "".join(parts) + "</svg>")  # noqa: S704
 

@@ -82,7 +82,9 @@ def render(report: Report, *, budget: int = BUDGET, assets: Path | None = None) 
             if arm is None or arm.excess is None
             else excess_strip(arm.excess.difference, arm.excess.interval.low, arm.excess.interval.high, arm.bounds),
             axis=axis(),
-            excess_axis=axis(("−100", "−50", "0", "+50", "+100 points")),
+            by_judge=report.by_judge().to_dict("records"),
+            disagreements=len(report.disagreements),
+            excess_axis=axis(("−100", "−50", "0", "+50", "+100")),
             sections=_sections(report),
             judge_tables=[t for t in (judge_table(report), review_table(report), cost_table(report)) if t is not None],
             gallery=found,

@@ -3,6 +3,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const OUTCOMES = { success: ["●", "defeated"], failure: ["○", "not defeated"], undetermined: ["◐", "undetermined"] };
+  const CONTROLS = { success: "defeated", failure: "ok", undetermined: "undetermined" };
   const RANKS = ["judges disagree", "a verdict is missing", ""];
   const PAIRS = { broken: "broken: the control was ok", mended: "mended: the control was defeated", ok_ok: "control ok", both: "control defeated too", open: "pair undetermined" };
   const FACETS = ["method", "editor", "prompt_kind", "category", "purifier"];
@@ -98,13 +99,12 @@
   }
 
   function answers(row) {
-    const blocks = row.answers.map((answer) => answerBlock(answer, ""));
+    const blocks = row.answers.map(answerBlock);
     const control = row.control === undefined ? undefined : data.controls[row.control];
     if (control) {
-      const [sign, word] = OUTCOMES[control.outcome];
       const details = make("details", "control-answers");
-      details.append(make("summary", "", `${sign} control ${word}: what the judges said of it`));
-      details.append(...control.answers.map((answer) => answerBlock(answer)));
+      details.append(make("summary", "", `Control ${CONTROLS[control.outcome]}: what the judges said of it`));
+      details.append(...control.answers.map(answerBlock));
       blocks.push(details);
     }
     return blocks;
@@ -115,8 +115,8 @@
     const head = make("p", "said");
     head.append(make("b", "", answer.judge), " ");
     if (answer.kind === "verdict") {
-      head.append(chip("mismatch", answer.semantic_mismatch), " ", chip("degraded", answer.degradation));
-      if (answer.overall !== undefined) head.append(" ", chip("defeated overall", answer.overall));
+      head.append(chip("mismatch", answer.semantic_mismatch), " ", chip("degraded", answer.degradation, "not degraded"));
+      if (answer.overall !== undefined) head.append(" ", chip("defeated overall", answer.overall, "not defeated overall"));
       for (const [key, yes] of Object.entries(answer.other ?? {})) head.append(" ", chip(key.replaceAll("_", " "), yes));
     } else head.append(make("span", "chip none", answer.words));
     block.append(head);
@@ -129,8 +129,8 @@
     return block;
   }
 
-  function chip(word, yes) {
-    return make("span", yes ? "chip yes" : "chip no", (yes ? "✓ " : "– ") + (yes ? word : "no " + word));
+  function chip(word, yes, otherwise) {
+    return make("span", yes ? "chip yes" : "chip no", yes ? "✓ " + word : "– " + (otherwise ?? "no " + word));
   }
 
   function state(row, into) {

@@ -68,7 +68,11 @@ def _control_lines(report: Report) -> list[str]:
             f"bounds [{points(arm.bounds[0])}, {points(arm.bounds[1])}]"
         )
     broken, noise = arm.broken_share, arm.noise_broken_share
-    told = f"{percent(broken.value)} of the controls that were ok" if broken.value is not None else f"absent: {broken.reason}"
+    told = (
+        f"{percent(broken.value)} of the controls that were ok"
+        if broken.value is not None
+        else f"absent: {broken.reason}"
+    )
     beside = f"noise arm {percent(noise.value)}" if noise.value is not None else noise.reason
     lines.append(f"  broken   {told}  ({beside})")
     lines.append(
