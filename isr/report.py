@@ -271,8 +271,8 @@ class Report:
 
     @cached_property
     def no_verdicts(self) -> Counter[str]:
-        """Reason → judgements without a verdict, all arms."""
-        return Counter(j.answer.reason for j in self.judgement_records if isinstance(j.answer, NoVerdict))
+        """Reason → judgements without a verdict, all arms; of the judges of the consensus."""
+        return Counter(j.answer.reason for j in self._consensus_judgements if isinstance(j.answer, NoVerdict))
 
     @property
     def warnings(self) -> list[str]:
@@ -410,14 +410,20 @@ class Report:
 
         return isr_table(self, by)
 
-    def to_html(self, path: str | Path | None = None) -> str:
-        """One self-contained HTML page (no network); also written to `path` when given."""
-        from .reporting.html import render
+    def to_html(self, path: str | Path | None = None, *, assets: bool = False) -> str:
+        """One self-contained HTML page (no network); also written to `path` when given.
 
-        page = render(self)
-        if path is not None:
-            Path(path).write_text(page, "utf-8")
-        return page
+        Args:
+            assets: write the pictures as PNG files into the folder `<name>_pictures` beside the page instead of into it
+                (a page embeds 40 MB of pictures at most and lists the other cases without).
+        """
+        from .reporting.html import render, write
+
+        if path is None:
+            if assets:
+                raise UsageError("to_html: assets=True writes files beside the page, so it needs a path")
+            return render(self)
+        return write(self, path, assets=assets).read_text("utf-8")
 
     def methods_text(self) -> str:
         """The sentence for a paper's methods section and the BibTeX to cite, made from the judge lock."""

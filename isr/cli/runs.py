@@ -22,6 +22,9 @@ def register(commands: Subparsers) -> None:
         help="group the table by these columns (judge: each judge alone)",
     )
     report.add_argument("--html", type=Path, metavar="FILE", help="write the report page")
+    report.add_argument(
+        "--assets", action="store_true", help="with --html: pictures as files in a folder beside the page"
+    )
     report.add_argument("--latex", action="store_true", help="print the table in the paper's shape")
     report.add_argument("--methods", action="store_true", help="print the sentence and BibTeX for a paper")
     report.add_argument("--csv", type=Path, metavar="FILE", help="write all judgements in long form")
@@ -52,7 +55,7 @@ def _report(options: argparse.Namespace) -> int:
         print(report.summary())
         print("\n" + report.by(*columns).to_string(index=False, float_format=lambda v: f"{v:.3f}"))
     if options.html:
-        report.to_html(options.html)
+        report.to_html(options.html, assets=options.assets)
         print(f"report: {options.html}")
     if options.csv:
         csv_safe(report.judgements).to_csv(options.csv, index=False)

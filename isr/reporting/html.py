@@ -76,7 +76,7 @@ def render(report: Report, *, budget: int = BUDGET, assets: Path | None = None) 
             lock_text=json.dumps(report.lock, indent=2, ensure_ascii=False),
             arm=arm,
             doubts=doubts(report),
-            warnings=[*report.warnings, *(d.sentence for d in doubts(report) if d.sentence)],
+            warnings=report.warnings,
             headline=strip(_headline_row(report)),
             excess=None
             if arm is None or arm.excess is None
