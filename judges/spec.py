@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -114,7 +114,8 @@ def make_judge(spec: Any, *, from_file: bool = False, allow_hosts: Iterable[str]
     """One judge.
 
     Args:
-        spec: "gemini:MODEL", "openai:MODEL", either with "@URL" (and "?key_env=NAME"); the name of an installed plugin
+        spec: "gemini:MODEL", "openai:MODEL", either with "@URL" (and "?key_env=NAME"), each with settings behind it where
+            wanted (";rpm=300;concurrency=32;temperature=0.2"); the name of an installed plugin
             ("name" or "name:argument", for example "referee:a"); a callable, which becomes a `FunctionJudge`; or an
             object that is a judge already.
         options: settings for the judge's constructor (temperature, key_env, name, concurrency, …).
@@ -143,6 +144,11 @@ def _from_string(text: str, from_file: bool, allowed: frozenset[str], options: d
     if text.strip() in presets() or text.strip() == "current":
         raise UsageError(f"judges: {text!r} names several judges; pass it as judges={text!r}, not as one of them")
     if kind in KEY_VARIABLES:
+        argument, written = _written_options(argument, text)
+        twice = sorted(set(written) & set(options))
+        if twice:
+            raise UsageError(f"judges: {text!r}: {twice[0]} is given in the string and as an option; give it once")
+        options = {**written, **options}
         if not argument:
             raise UsageError(f"judges: {text!r} names no model; write {kind}:MODEL")
         model, url = split_model(argument)
@@ -167,6 +173,30 @@ def _from_string(text: str, from_file: bool, allowed: frozenset[str], options: d
             f"judges: {text!r} names a model only; write {'openai' if kind.startswith('gpt-') else 'gemini'}:{text}"
         )
     return _checked(JUDGES.create(kind, *([argument] if colon else []), **options), text)
+
+
+#: Settings that may be written behind a judge string (";rpm=300;concurrency=32"), and how their values are read.
+_WRITTEN: dict[str, Callable[[str], Any]] = {
+    "concurrency": int, "rpm": float, "tpm": float, "timeout": float, "temperature": float, "top_p": float, "seed": int,
+    "max_output_tokens": int, "thinking_budget": int, "thinking_level": str, "reasoning_effort": str, "detail": str, "name": str,
+}  # fmt: skip
+
+
+def _written_options(argument: str, text: str) -> tuple[str, dict[str, Any]]:
+    """The judge string without its ";key=value" parts, and these."""
+    head, *parts = argument.split(";")
+    found: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.strip().partition("=")
+        if not equals or key not in _WRITTEN or key in found:
+            raise UsageError(
+                f"judges: {text!r}: {part!r} is not understood; write ;KEY=VALUE once per key, with KEY one of {', '.join(_WRITTEN)}"
+            )
+        try:
+            found[key] = _WRITTEN[key](value)
+        except ValueError as error:
+            raise UsageError(f"judges: {text!r}: {key} wants a number, got {value!r}") from error
+    return head, found
 
 
 def _check_host(text: str, url: str, host: str, allowed: frozenset[str]) -> None:

@@ -234,3 +234,30 @@ def test_making_judges_imports_no_client() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_settings_can_be_written_behind_the_string() -> None:
+    judge = make_judge("gemini:gemini-2.5-flash;rpm=300;concurrency=32;temperature=0.2;max_output_tokens=500")
+    assert (judge.limits.rpm, judge.limits.concurrency) == (300.0, 32)
+    assert judge.identity()["settings"] == {"max_output_tokens": 500, "temperature": 0.2}
+    assert judge.name == "gemini:gemini-2.5-flash"
+    local = make_judge("openai:m@http://127.0.0.1:8000/v1;concurrency=2")
+    assert local.limits.concurrency == 2
+    # limits are no part of what a judge is: they cannot change an answer
+    assert make_judge("gemini:gemini-2.5-flash;rpm=3").identity() == make_judge("gemini:gemini-2.5-flash").identity()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "gemini:m;rpm",
+        "gemini:m;speed=3",
+        "gemini:m;rpm=fast",
+        "gemini:m;rpm=1;rpm=2",
+        "gemini:;rpm=1",
+        "gemini:m;api_key=x",
+    ],
+)
+def test_settings_that_are_not_understood_are_named(spec: str) -> None:
+    with pytest.raises(UsageError, match="judges"):
+        make_judge(spec)
