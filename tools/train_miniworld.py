@@ -4,8 +4,9 @@
     torchrun --nproc-per-node 2 tools/train_miniworld.py autoencoder --work FOLDER
     python tools/train_miniworld.py decoder --work FOLDER       # optional: more decoder steps, latents stay valid
     torchrun --nproc-per-node 2 tools/train_miniworld.py editor --work FOLDER
+    python tools/train_miniworld.py attributes --work FOLDER    # the referees' first half
     python tools/train_miniworld.py disturbed --work FOLDER
-    python tools/train_miniworld.py referees --work FOLDER
+    python tools/train_miniworld.py degradation --work FOLDER   # and their second
     python tools/train_miniworld.py export --work FOLDER --package packages/miniworld/isr_miniworld/weights
 
 `--tiny` makes every stage small enough for a test.
@@ -26,8 +27,9 @@ STAGES = {
     "autoencoder": stages.autoencoder,
     "decoder": stages.decoder,
     "editor": stages.editor,
+    "attributes": stages.attributes,
     "disturbed": stages.disturbed,
-    "referees": stages.referees,
+    "degradation": stages.degradation,
     "export": stages.export,
 }
 
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=None,
         help="autoencoder, editor: begin from this saved autoencoder or pipeline (saves time only)",
     )
-    parser.add_argument("--only", default=None, help="referees: train this one alone (a, b or c)")
+    parser.add_argument("--only", default=None, help="attributes, disturbed, degradation: for this referee alone (a, b or c)")
     parser.add_argument("--package", type=Path, default=None, help="export: the folder that gets the weights")
     parser.add_argument("--tiny", action="store_true", help="sizes for a test of a few seconds")
     options = parser.parse_args(arguments)

@@ -125,13 +125,17 @@ def train_autoencoder(
     torch.manual_seed(seed)
     model = build(widths=widths, channels=channels)
     copied = autoencoder_from(start, model) if start is not None else 0
+    further = copied == len(
+        model.state_dict()
+    )  # the same architecture: what was learnt on its latents should still fit
+    model.to(memory_format=torch.channels_last)
     flat = pairs.pictures.reshape(-1, *pairs.pictures.shape[2:])
     usable = len(flat) - 2 * held_out
     exam = pixels(flat[-2 * held_out :][: min(256, 2 * held_out)])
 
     def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, 1, step, ranks.rank])
-        x = pixels(flat[np.sort(rng.integers(0, usable, batch))])
+        x = pixels(flat[np.sort(rng.integers(0, usable, batch))]).contiguous(memory_format=torch.channels_last)
         posterior = model.encode(x).latent_dist
         y = model.decode(posterior.sample()).sample
         kl = 0.5 * (posterior.mean**2 + posterior.logvar.exp() - 1 - posterior.logvar).mean()
@@ -156,7 +160,9 @@ def train_autoencoder(
     vae: Any = averages["vae"]
     if ranks.first:
         with torch.no_grad():
-            spread = equalise(vae, pixels(flat[:128]))
+            spread = {} if further else equalise(vae, pixels(flat[:128]))
+        if further:
+            vae.register_to_config(scaling_factor=AutoencoderKL.load_config(start)["scaling_factor"])
         record = json.loads((folder / "training.json").read_text("utf-8"))
         (folder / "training.json").write_text(json.dumps({**record, **check(averages), **spread}, indent=1), "utf-8")
         vae.save_pretrained(folder / "vae")

@@ -63,7 +63,7 @@ DISTURB: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @torch.no_grad()
-def draw_edits(work: Path, data: Pairs, *, tiny: bool = False, count: int = 320, steps: int = 10) -> None:
+def draw_edits(work: Path, data: Pairs, *, only: str | None = None, tiny: bool = False, count: int = 160, steps: int = 8) -> None:
     """Write `work/edits/<referee>.npz`: `edited` (N, 64, 64, 3) uint8, `pair` (N,) rows of the pairs, `strength` (N,).
 
     strength 0: an edit of the picture as it is. Otherwise the noise's standard deviation in units of the latents' own.
@@ -73,7 +73,7 @@ def draw_edits(work: Path, data: Pairs, *, tiny: bool = False, count: int = 320,
     scale = float(vae.config.scaling_factor)
     (work / "edits").mkdir(exist_ok=True)
     for name in ("a", "b", "c"):
-        if (work / "edits" / f"{name}.npz").is_file():
+        if only not in {None, name} or (work / "edits" / f"{name}.npz").is_file():
             continue
         rng = np.random.default_rng([7, FIRST[name]])
         torch.manual_seed(int(rng.integers(1 << 30)))

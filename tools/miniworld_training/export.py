@@ -101,14 +101,18 @@ def _referee(name: str, source: Path, folder: Path) -> None:
         config["thresholds"] = json.loads((folder / "config.json").read_text("utf-8"))["thresholds"]
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
     shutil.copyfile(source / "model.safetensors", folder / "model.safetensors")
-    records = _records(source / "curve.jsonl")
-    _curve(records, folder / "curve.jsonl")
-    held = {k: v for k, v in (records[-1] if records else {}).items() if k.startswith(("accuracy", "degradation"))}
+    held: dict[str, float] = {}
+    steps = {}
+    for part in ("attributes", "degradation"):
+        records = _records(source / part / "curve.jsonl")
+        _curve(records, folder / f"curve_{part}.jsonl")
+        held |= {k: v for k, v in records[-1].items() if k.startswith(("accuracy", "degradation"))}
+        steps[part] = records[-1]["step"]
     use = "kept for final measurements; no design decision looks at it" if name == "c" else "one of the two that decide"
     lines = [
         "---", "license: apache-2.0", "---", "",
         f"# referee-{name}", "",
-        f"A MiniWorld referee ({use}): network kind `{config['kind']}`, {_last(records, 'step')} steps. It reads the edited "
+        f"A MiniWorld referee ({use}): network kind `{config['kind']}`, {steps['attributes']} steps for the attribute heads and {steps['degradation']} for the degradation head. It reads the edited "
         "picture, the original and the prompt, never the description of the scene. Its degradation head learnt from the "
         "editor's own edits of randomly disturbed image latents and from generic corruptions; no attacked picture was among them.", "",
         "On held-out pictures (attribute heads: renders; degradation: area under the ROC curve, edits of disturbed against "

@@ -7,6 +7,7 @@ from generic corruptions. Nothing here has seen an attacked picture.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from isr.judges._referee_nets import CONFIG, WEIGHTS, RefereeNet, build
+from isr.judges._referee_nets import CONFIG, WEIGHTS, build
 from safetensors.torch import save_file
 from torch import nn
 
@@ -27,7 +28,7 @@ from .loop import Plan, fit
 from .pairs import HEADS, Pairs
 from .ranks import Ranks
 
-__all__ = ["CORRUPT", "REFEREES", "train_referee"]
+__all__ = ["CORRUPT", "REFEREES", "join", "train_attributes", "train_degradation"]
 
 REFEREES: dict[str, dict[str, Any]] = {
     "a": {"kind": "plain", "width": 144, "seed": 101, "rate": 1.5e-3},
@@ -105,44 +106,90 @@ def _copies(work: Path, pictures: npt.NDArray[np.uint8], noise: float, seed: int
     return np.concatenate(out)
 
 
-def train_referee(name: str, work: Path, data: Pairs, *, plan: Plan, tiny: bool = False) -> None:
-    """Train one referee and write `work/referee-<name>/{config.json, model.safetensors}` (float16)."""
-    settings, folder = REFEREES[name], work / f"referee-{name}"
-    seed = int(settings["seed"])
-    torch.manual_seed(seed)
-    config: dict[str, Any] = {
-        "kind": settings["kind"],
-        "width": settings["width"],
+def _config(name: str) -> dict[str, Any]:
+    return {
+        "kind": REFEREES[name]["kind"],
+        "width": REFEREES[name]["width"],
         "heads": {head: list(values) for head, values in HEADS.items()},
         "thresholds": {"asked": 0.0, "degradation": 0.0},
     }
+
+
+def _pictures(name: str, data: Pairs, *, tiny: bool) -> tuple[npt.NDArray[np.uint8], torch.Tensor, int]:
+    """This referee's renders (sources and targets), their labels, and how many may be trained on."""
     first, span = (0, 20) if tiny else (FIRST[name], _SPAN)
     flat = data.pictures[first : first + span].reshape(-1, *data.pictures.shape[2:])
     marks = torch.from_numpy(data.labels[first : first + span].reshape(len(flat), -1).astype(np.int64))
-    copied = 16 if tiny else 2400
+    return flat, marks, len(flat) - (4 if tiny else _EXAM)
+
+
+def _plan(plan: Plan, name: str) -> Plan:
+    return Plan(**{**plan.__dict__, "rate": REFEREES[name]["rate"], "average": 0.99})
+
+
+def train_attributes(name: str, work: Path, data: Pairs, *, plan: Plan, tiny: bool = False) -> None:
+    """Train the attribute heads of one referee in `work/referee-<name>/attributes`."""
+    config, seed = _config(name), int(REFEREES[name]["seed"])
+    flat, marks, usable = _pictures(name, data, tiny=tiny)
+    copied = 16 if tiny else 1200
     copies = _copies(work, flat[:copied], 0.4, seed)
-    edits = np.load(work / "edits" / f"{name}.npz")
-    edited, strength = edits["edited"], edits["strength"]
-    source = data.pictures[edits["pair"], 0]
-    last = len(edited) - (2 if tiny else 80)  # the rest is held out
-    clean, bad = (np.flatnonzero((strength[:last] > 0) == flag) for flag in (False, True))
-    usable = len(flat) - (4 if tiny else _EXAM)
+    torch.manual_seed(seed)
     net = build(config)
-    size = 16 if tiny else 28
+    size = 8 if tiny else 24
     exam = pixels(flat[usable:])
 
     def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, step])
-        i, j = rng.integers(0, usable, size), rng.integers(0, len(copies), size // 2)
-        x = _harmless(torch.cat([pixels(flat[i]), pixels(copies[j])]))
+        i, j = rng.integers(0, usable, size), rng.integers(0, copied, size // 2)
         truth = torch.cat([marks[i], marks[j]])
+        logits = net.attributes(_harmless(torch.cat([pixels(flat[i]), pixels(copies[j])])))
         total = torch.zeros(())
-        for k, (head, logits) in enumerate(net.attributes(x).items()):
-            if config["heads"][head] and bool((truth[:, k] >= 0).any()):
-                total = total + F.cross_entropy(logits, truth[:, k], ignore_index=-1)
-        half = size // 2
+        for k, head in enumerate(config["heads"]):
+            if bool((truth[:, k] >= 0).any()):
+                total = total + F.cross_entropy(logits[head], truth[:, k], ignore_index=-1)
+        return total
+
+    def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
+        held = copy.deepcopy(net).eval()
+        held.scene, held.heads = averages["scene"], averages["heads"]
+        right = {}
+        with torch.no_grad():
+            logits = held.attributes(exam)
+        for k, head in enumerate(config["heads"]):
+            known = marks[usable:, k] >= 0
+            if bool(known.any()):
+                right[f"accuracy_{head}"] = float((logits[head].argmax(1) == marks[usable:, k])[known].float().mean())
+        return right
+
+    fit(
+        {"scene": net.scene, "heads": net.heads},
+        loss,
+        plan=_plan(plan, name),
+        ranks=Ranks(),
+        folder=work / f"referee-{name}" / "attributes",
+        check=check,
+        seed=seed,
+    )
+
+
+def train_degradation(name: str, work: Path, data: Pairs, *, plan: Plan, tiny: bool = False) -> None:
+    """Train the degradation head of one referee in `work/referee-<name>/degradation`."""
+    config, seed = _config(name), int(REFEREES[name]["seed"])
+    flat, _, usable = _pictures(name, data, tiny=tiny)
+    edits = np.load(work / "edits" / f"{name}.npz")
+    edited, strength = edits["edited"], edits["strength"]
+    source = data.pictures[edits["pair"], 0]
+    last = len(edited) - (2 if tiny else 60)  # the rest is held out
+    clean, bad = (np.flatnonzero((strength[:last] > 0) == flag) for flag in (False, True))
+    torch.manual_seed(seed + 1)
+    net = build(config)
+    half = 4 if tiny else 14
+    plain_count = 4 if tiny else 7
+
+    def loss(step: int) -> torch.Tensor:
+        rng = np.random.default_rng([seed, 1, step])
         good, spoilt = rng.choice(clean, half), rng.choice(bad, half)
-        plain, broken = rng.integers(0, usable, half // 2), rng.integers(0, usable, half // 2)
+        plain, broken = rng.integers(0, usable, plain_count), rng.integers(0, usable, plain_count)
         y = torch.cat(
             [
                 pixels(edited[good]),
@@ -154,46 +201,37 @@ def train_referee(name: str, work: Path, data: Pairs, *, plan: Plan, tiny: bool 
         origin = torch.cat([pixels(source[good]), pixels(flat[plain]), pixels(source[spoilt]), pixels(flat[broken])])
         if rng.random() < 0.5:
             y, origin = y.flip(-1), origin.flip(-1)
-        wrong = torch.cat([torch.zeros(half + half // 2), torch.ones(half + half // 2)])
-        return total + 2 * F.binary_cross_entropy_with_logits(net.degradation(_harmless(y), origin), wrong)
+        wrong = torch.cat([torch.zeros(half + plain_count), torch.ones(half + plain_count)])
+        return F.binary_cross_entropy_with_logits(net.degradation(_harmless(y), origin), wrong)
 
     def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
-        held: Any = averages["net"]
-        held.eval()
+        held = copy.deepcopy(net).eval()
+        held.quality, held.degraded = averages["quality"], averages["degraded"]
         with torch.no_grad():
-            logits = held.attributes(exam)
-            right = {}
-            for k, head in enumerate(config["heads"]):
-                known = marks[usable:, k] >= 0
-                if bool(known.any()):
-                    right[head] = float((logits[head].argmax(1) == marks[usable:, k])[known].float().mean())
             scores = held.degradation(pixels(edited[last:]), pixels(source[last:]))
         spoilt = torch.from_numpy(strength[last:] > 0)
-        auc = (
-            float((scores[spoilt][:, None] > scores[~spoilt][None]).float().mean())
-            if bool(spoilt.any())
-            else float("nan")
-        )
-        return {"degradation_auc": auc, **{f"accuracy_{head}": value for head, value in right.items()}}
+        pairs = scores[spoilt][:, None] > scores[~spoilt][None]
+        return {"degradation_auc": float(pairs.float().mean()) if pairs.numel() else float("nan")}
 
-    plan = Plan(**{**plan.__dict__, "rate": settings["rate"], "average": 0.99})
-    ranks = Ranks()
-    averages = fit(
-        {"net": net},
+    fit(
+        {"quality": net.quality, "degraded": net.degraded},
         loss,
-        plan=plan,
-        ranks=ranks,
-        folder=folder,
+        plan=_plan(plan, name),
+        ranks=Ranks(),
+        folder=work / f"referee-{name}" / "degradation",
         check=check,
-        seed=seed,
-        card={"kind": settings["kind"]},
+        seed=seed + 1,
     )
-    _write(folder, averages["net"], config)
 
 
-def _write(folder: Path, net: nn.Module, config: Mapping[str, Any]) -> None:
-    if not isinstance(net, RefereeNet):
-        raise TypeError(f"expected a RefereeNet, got {type(net).__name__}")
+def join(name: str, work: Path) -> None:
+    """Both trained parts → `work/referee-<name>/{config.json, model.safetensors}` (float16)."""
+    folder, config = work / f"referee-{name}", _config(name)
+    net = build(config)
+    for part, names in (("attributes", ("scene", "heads")), ("degradation", ("quality", "degraded"))):
+        state = torch.load(folder / part / "checkpoint.pt", weights_only=True)["averages"]
+        for key in names:
+            getattr(net, key).load_state_dict(state[key])
     state = {k: v.half().contiguous() if v.is_floating_point() else v.contiguous() for k, v in net.state_dict().items()}
     save_file(state, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=1), "utf-8")

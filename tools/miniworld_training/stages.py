@@ -9,7 +9,7 @@ from .loop import Plan
 from .pairs import Pairs, draw_pairs
 from .ranks import Ranks
 
-__all__ = ["autoencoder", "decoder", "disturbed", "editor", "export", "pairs", "referees"]
+__all__ = ["attributes", "autoencoder", "decoder", "degradation", "disturbed", "editor", "export", "pairs"]
 
 COUNT, TINY = 24_000, 40
 
@@ -64,21 +64,24 @@ def editor(options: argparse.Namespace) -> None:
 def disturbed(options: argparse.Namespace) -> None:
     from .disturbed import draw_edits
 
-    draw_edits(options.work, _load(options.work), tiny=options.tiny)
+    draw_edits(options.work, _load(options.work), only=options.only, tiny=options.tiny)
 
 
-def referees(options: argparse.Namespace) -> None:
-    from .referees import train_referee
+def attributes(options: argparse.Namespace) -> None:
+    from .referees import REFEREES, train_attributes
 
-    for name in ("a", "b", "c"):
-        if options.only in (None, name):
-            train_referee(
-                name,
-                options.work,
-                _load(options.work),
-                plan=_plan(options, Plan(steps=3000, rate=1e-3, decay=1e-2, check=500)),
-                tiny=options.tiny,
-            )
+    plan = _plan(options, Plan(steps=900, decay=1e-2, check=150))
+    for name in [options.only] if options.only else REFEREES:
+        train_attributes(name, options.work, _load(options.work), plan=plan, tiny=options.tiny)
+
+
+def degradation(options: argparse.Namespace) -> None:
+    from .referees import REFEREES, join, train_degradation
+
+    plan = _plan(options, Plan(steps=900, decay=1e-2, check=150))
+    for name in [options.only] if options.only else REFEREES:
+        train_degradation(name, options.work, _load(options.work), plan=plan, tiny=options.tiny)
+        join(name, options.work)
 
 
 def export(options: argparse.Namespace) -> None:
