@@ -77,7 +77,7 @@ demo: $(STAMPS)/demo
 	$(BIN)/isr demo --out $(DEMO_OUT)
 
 test: $(STAMPS)/dev
-	$(TEST_ENV) $(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist loadfile -m "$(DEFAULT_TESTS)"
+	$(TEST_ENV) $(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist loadfile -m "$(DEFAULT_TESTS)" $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ def _suite(folder: Path, name: str, source: str) -> Path:
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", folder, "--junitxml", out, test],
         cwd=folder,
+        env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")},
         check=False,
         capture_output=True,
     )
