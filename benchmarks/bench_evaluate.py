@@ -18,12 +18,12 @@ import PIL.Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))
 
+from isr.judges.gemini import GeminiJudge  # noqa: E402
+from isr.judges.openai import OpenAIJudge  # noqa: E402
 from servers.loopback import KEY, spawn  # noqa: E402 - the imitated services live beside the tests
 
 import isr  # noqa: E402
 from isr.images import as_image, check_images  # noqa: E402
-from isr.judges.gemini import GeminiJudge  # noqa: E402
-from isr.judges.openai import OpenAIJudge  # noqa: E402
 from isr.rubric import Rubric  # noqa: E402
 
 EDITS = 1000
