@@ -67,6 +67,5 @@ class Noise:
         return PIL.Image.fromarray(quantise(levels, levels / 255.0 + delta, self.budget))
 
 
-def noise(**settings: Any) -> Noise:
-    """The registry's factory; see `Noise`."""
-    return Noise(**settings)
+#: The registry's factory.
+noise = Noise

@@ -13,12 +13,14 @@ One step by hand
 numbers and returns losses, gradient and the next δ. Every random number has a name; a tensor in `given` replaces the draw
 of that name (a sequence of tensors replaces successive draws). Names and shapes (B pictures, T timesteps, latents C×h×w):
 
-    "start"         (B, 3, H, W) in [−1, 1)   the starting point, times start_radius or ε
     "noise"         (B, C, h, w), or (B, T, C, h, w) for sifm and semantic       n ~ N(0, I)
     "timestep"      (B,) whole numbers        advdm, mist, ace, sds: t on the 1000-step scale (mapped to σ for flow editors)
     "clean_noise"   (B, C, h, w), and "clean_timestep" (B,)                      editshield, form="released"
     "rollout_seed"  (B,) whole numbers        photoguard-diffusion, end-to-end: seeds of the short edits
-    "transform"     no tensor: editshield and EOT sample transforms from `Draws.generators` (pass transforms=(Identity(),))
+
+EditShield and EOT draw transformations from `Draws.generators`; for a fixed one give them a distribution that holds only it,
+e.g. `transforms=isr.transforms.EOT([Identity()])`. The starting point is no part of a step: pass `delta=`. `sds` holds its
+score constant; `sifm(reduction="grad_balanced")` is the one method whose direction is not the gradient of its loss.
 
 Without `given`, image i draws from a generator seeded with its own seed, so results do not depend on the batch.
 """

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import PIL.PngImagePlugin
 from .errors import IntegrityError, Problem, ProblemsError, UsageError
 from .images import ImageRef, as_image, check_images
 from .immunization import immunize, make_attack, make_editor
-from .perturbation import Budget, verify
+from .perturbation import verify
 from .protocols import Immunizer
 
 __all__ = ["immunize_photos", "photo_seed", "preview", "read_prompts"]
@@ -42,9 +44,10 @@ def immunize_photos(
     eot: bool = False,
     keep_exif: bool = False,
     preview: bool = True,
+    batch: int = 1,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Protect photos one by one into `out/<name>.png`.
+    """Protect photos into `out/<name>.png`.
 
     Each saved file is read back, and its pixels' budget verified. `out/immunized.jsonl` gets one row per photo (appended);
     a photo whose row matches pixels, prompt, seed and settings, and whose file is unchanged, is not made again; a photo that
@@ -56,6 +59,7 @@ def immunize_photos(
         settings: of a registered attack. seed: photo i's seed is `photo_seed(seed, digest)`: it does not depend on the others.
         device: for editors loaded by name. eot: wrap the attack in expectation over transformations.
         keep_exif: keep camera data; the location never is, and orientation is applied to the pixels. Else no metadata at all.
+        batch: photos per call of the attack (they are saved together; more than 1 pays on a GPU with photos of one size).
         preview: write `out/previews/<name>.png`: original, protected, their difference × 16 on grey.
 
     Returns:
@@ -64,6 +68,8 @@ def immunize_photos(
     Raises:
         ProblemsError: photos that cannot be read, prompts that lack, names that collide; before anything is made.
     """
+    if batch < 1:
+        raise UsageError(f"batch must be at least 1 photo, not {batch!r}")
     folder = Path(out)
     files = _files(photos)
     refs = [as_image(path, name=path.name) for path in files]
@@ -79,40 +85,88 @@ def immunize_photos(
         "editor": None if made is None else {"name": made.name, **made.settings()},
         "size": size,
     }
-    fingerprint = hashlib.sha256(json.dumps(recorded, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    mark = hashlib.sha256(json.dumps(recorded, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    items = [
+        _Photo(path, ref, text, photo_seed(seed, ref.digest), mark, keep_exif)
+        for path, ref, text in zip(files, refs, texts, strict=True)
+    ]
     folder.mkdir(parents=True, exist_ok=True)
-    done, rows = _done(folder), []
-    for path, ref, text in _with_bar(list(zip(files, refs, texts, strict=True)), show=progress):
-        number = photo_seed(seed, ref.digest)
-        name = f"{path.stem}.png"
-        key = {
-            "file": name,
-            "source_digest": ref.digest,
-            "prompt": text,
-            "seed": number,
-            "settings_hash": fingerprint,
-            "exif": keep_exif,
-        }
-        row = next((r for r in done if all(r.get(k) == v for k, v in key.items()) and _intact(folder, r)), None)
-        if row is None:
-            row = _one(
-                ref,
-                path,
-                folder / name,
-                text,
-                number,
-                immunizer=immunizer,
-                editor=made,
-                size=size,
-                keep_exif=keep_exif,
-                progress=progress,
-            )
-            row = {**key, **row, **recorded}
-            _append(folder / RECORD, row)
-            (folder / "previews" / name).unlink(missing_ok=True)
-        if preview and not (folder / "previews" / name).is_file():
-            _save_preview(ref.pil(), folder / name)
-        rows.append(row)
+    earlier = _done(folder)
+    rows = {p.name: row for p in items if (row := _made_before(p, folder, earlier)) is not None}
+    pending = [p for p in items if p.name not in rows]
+    with _bar(len(items), len(rows), show=progress) as advance:
+        for start in range(0, len(pending), batch):
+            group = pending[start : start + batch]
+            found = _make(group, folder, immunizer=immunizer, editor=made, size=size, progress=progress)
+            for photo, row in zip(group, found, strict=True):
+                rows[photo.name] = {**photo.key(), **row, **recorded}
+                _append(folder / RECORD, rows[photo.name])
+                (folder / "previews" / photo.name).unlink(missing_ok=True)
+            advance(len(group))
+    for photo in items if preview else ():
+        if not (folder / "previews" / photo.name).is_file():
+            _save_preview(photo.ref.pil(), folder / photo.name)
+    return [rows[photo.name] for photo in items]
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """One photo and everything that decides what its protected file will hold."""
+
+    path: Path
+    ref: ImageRef
+    prompt: str | None
+    seed: int
+    settings_hash: str
+    keep_exif: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.stem}.png"
+
+    def key(self) -> dict[str, Any]:
+        return {
+            "file": self.name, "source_digest": self.ref.digest, "prompt": self.prompt, "seed": self.seed,
+            "settings_hash": self.settings_hash, "exif": self.keep_exif,
+        }  # fmt: skip
+
+
+def _made_before(photo: _Photo, folder: Path, earlier: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The row of an earlier run whose file is still what that run wrote."""
+    key = photo.key()
+    for row in earlier:
+        if all(row.get(k) == v for k, v in key.items()) and _intact(folder, row):
+            return dict(row)
+    return None
+
+
+def _make(
+    group: Sequence[_Photo], folder: Path, *, immunizer: Immunizer, editor: Any, size: int | None, progress: bool
+) -> list[dict[str, Any]]:
+    """Protect, save, read back, verify; one row per photo."""
+    started, work = time.perf_counter(), folder / ".unfinished"
+    originals = [photo.ref.pil() for photo in group]
+    result = immunize(
+        originals, [photo.prompt for photo in group], attack=immunizer, editor=editor, seeds=[photo.seed for photo in group],
+        size=size, checkpoint=work, progress=progress,
+    )  # fmt: skip
+    rows = []
+    for k, photo in enumerate(group):
+        target = folder / photo.name
+        _save(result[k], target, _exif(photo.path) if photo.keep_exif else None)
+        found = verify(originals[k], _read(target), result.budget, name=immunizer.name, item=photo.name)
+        rows.append(
+            {
+                "source": str(photo.path), "digest": as_image(target).digest, "linf": found.linf, "l2": found.l2,
+                "levels": found.levels, "psnr": None if found.psnr == float("inf") else found.psnr, "changed": found.changed,
+                "width": result[k].width, "height": result[k].height, "working_size": list(result.working_sizes[k]),
+                "cut": result.cut[k], "seconds": round((time.perf_counter() - started) / len(group), 3),
+            }
+        )  # fmt: skip
+    for left in work.glob("*"):
+        left.unlink()
+    if work.is_dir():
+        work.rmdir()
     return rows
 
 
@@ -130,46 +184,6 @@ def _append(record: Path, row: Mapping[str, Any]) -> None:
 def photo_seed(seed: int, digest: str) -> int:
     """A photo's own seed from the run's seed and the digest of its pixels, in [0, 2³¹)."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{digest}".encode()).digest()[:4], "big") >> 1
-
-
-def _one(
-    ref: ImageRef,
-    source: Path,
-    target: Path,
-    text: str | None,
-    number: int,
-    *,
-    immunizer: Immunizer,
-    editor: Any,
-    size: int | None,
-    keep_exif: bool,
-    progress: bool,
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    work = target.parent / ".unfinished"
-    result = immunize(
-        [ref.pil()],
-        [text],
-        attack=immunizer,
-        editor=editor,
-        seeds=[number],
-        size=size,
-        checkpoint=work,
-        progress=progress,
-    )
-    _save(result[0], target, _exif(source) if keep_exif else None)
-    budget = Budget.of(immunizer.settings())
-    found = verify(ref.pil(), _read(target), budget, name=immunizer.name, item=target.name)
-    for left in work.glob("*"):
-        left.unlink()
-    if work.is_dir():
-        work.rmdir()
-    return {
-        "source": str(source), "digest": as_image(target).digest, "linf": found.linf, "l2": found.l2, "levels": found.levels,
-        "psnr": None if found.psnr == float("inf") else found.psnr, "changed": found.changed, "width": result[0].width,
-        "height": result[0].height, "working_size": list(result.working_sizes[0]), "cut": result.cut[0],
-        "seconds": round(time.perf_counter() - started, 3),
-    }  # fmt: skip
 
 
 def _read(path: Path) -> PIL.Image.Image:
@@ -325,10 +339,17 @@ def preview(
     return sheet
 
 
-def _with_bar(items: list[Any], *, show: bool) -> Iterator[Any]:
+@contextmanager
+def _bar(total: int, done: int, *, show: bool) -> Iterator[Callable[[int], None]]:
+    """A bar over photos; what an earlier run made counts as done."""
     if not show:
-        yield from items
+        yield lambda _: None
         return
     from tqdm.auto import tqdm
 
-    yield from tqdm(items, desc="immunizing", unit="photo")
+    with tqdm(total=total, initial=done, desc="immunizing", unit="photo") as bar:
+
+        def advance(n: int) -> None:
+            bar.update(n)
+
+        yield advance

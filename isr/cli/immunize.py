@@ -43,6 +43,7 @@ def register(commands: Subparsers) -> None:
         "--size", type=int, metavar="PX", help="longest side to make the perturbation at (default: the editor's)"
     )
     immunize.add_argument("--device", metavar="NAME", help="cuda, cpu, … (default: CUDA where there is one)")
+    immunize.add_argument("--batch", type=int, default=1, metavar="N", help="photos at once (more pays on a GPU)")
     immunize.add_argument(
         "--eot", action="store_true", help="make it survive JPEG, resizing, blur, noise, cropping, rotation"
     )
@@ -66,7 +67,7 @@ def _immunize(options: argparse.Namespace) -> int:
     done = immunize_photos(
         options.photos, options.out, attack=options.attack, editor=options.editor, prompts=options.prompt or options.prompts,
         settings=settings, seed=options.seed, size=options.size, device=options.device, eot=options.eot,
-        keep_exif=options.keep_exif, preview=not options.no_preview, progress=not options.quiet,
+        keep_exif=options.keep_exif, batch=options.batch, preview=not options.no_preview, progress=not options.quiet,
     )  # fmt: skip
     width = max((len(row["file"]) for row in done), default=4)
     print(f"{'file':{width}}  {'PSNR/dB':>8}  {'L-inf':>8}  {'levels':>6}  {'size':>11}")

@@ -434,6 +434,15 @@ def test_preview_shows_original_protected_and_difference() -> None:
     assert preview(smooth((2000, 1000)), smooth((2000, 1000))).size == (3 * 512 + 16, 256)
 
 
+def test_photos_in_batches_are_the_same_photos(photos: Path, tmp_path: Path, checker: Checker) -> None:
+    one = immunize_photos([photos], tmp_path / "a", attack="checker", progress=False)
+    two = immunize_photos([photos], tmp_path / "b", attack="checker", batch=8, progress=False)
+    assert [r["digest"] for r in one] == [r["digest"] for r in two]
+    assert len(checker.seen) == 4
+    with pytest.raises(UsageError, match="batch must be at least 1 photo, not 0"):
+        immunize_photos([photos], tmp_path / "c", attack="checker", batch=0)
+
+
 @pytest.mark.usefixtures("checker")
 def test_figures_are_those_of_the_file_on_disk(photos: Path, tmp_path: Path) -> None:
     (row, _) = immunize_photos([photos], tmp_path / "o", attack="checker", progress=False)

@@ -1,0 +1,163 @@
+"""Every method on tiny random checkpoints of each family, through the very classes that load the real ones."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "editors"))
+pytest.importorskip("diffusers")
+import tiny
+from isr.attacks.pgd import PGD, one_step, to_tensor
+from isr.attacks.sifm import SIFM
+from isr.editors import load_editor
+from toy import pictures
+
+from isr.errors import UsageError
+from isr.registry import ATTACKS
+
+METHODS = tuple(p.name for p in ATTACKS.list() if p.name != "noise")
+#: family → checkpoint of tests/editors/tiny.py. All methods are defined on all of them but Kontext.
+FAMILIES = {
+    "ip2p": "ip2p",
+    "sd15-img2img": "sd15",
+    "sd3-img2img": "sd3",
+    "sd3-instruct": "ultraedit-sd3",
+    "kontext": "kontext",
+}
+PROMPTS = ["make the hat red"]
+
+
+@pytest.fixture(scope="module")
+def editors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+
+    class Lazy(dict[str, Any]):
+        def __missing__(self, name: str) -> Any:
+            folder = tiny.build(FAMILIES[name], tmp_path_factory.mktemp(name))
+            made[name] = self[name] = load_editor(folder, device="cpu", resolution=32, defaults={"steps": 8})
+            return made[name]
+
+    return Lazy()
+
+
+def make(name: str, **settings: Any) -> PGD:
+    attack: PGD = ATTACKS.create(name, **settings)
+    return attack
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_falls(family: str, name: str, editors: dict[str, Any]) -> None:
+    editor, options = editors[family], {}
+    if name in ("photoguard-diffusion", "end-to-end"):
+        options["steps"] = 2
+    if name == "semantic":
+        options["count"] = 3
+    attack = make(name, **options)
+    clean = to_tensor(pictures(1, (32, 32)))
+    start = 0.01 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    if attack.pgd.start == "zero":
+        start = torch.zeros_like(clean)
+    # Small steps along the sign with the same random numbers at each: the loss at those numbers must fall.
+    settings = make(name, eps=0.5, alpha=0.004).pgd
+    delta, values = start, []
+    for _ in range(3):
+        step = one_step(attack.objective, editor, clean, PROMPTS, delta=delta, settings=settings, seeds=[0])
+        assert torch.isfinite(step.gradient).all()
+        assert step.gradient.any()
+        values.append(float(step.losses))
+        delta = step.delta
+    values.append(float(one_step(attack.objective, editor, clean, PROMPTS, delta=delta, seeds=[0]).losses))
+    assert values[-1] < values[0], values
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_immunize_keeps_the_budget_and_repeats_itself(family: str, editors: dict[str, Any]) -> None:
+    attack = make("sifm", iterations=3)
+    images = pictures(2, (32, 32))
+    first = attack.run(images, PROMPTS * 2, editor=editors[family], seeds=[0, 1])
+    again = attack.run(images, PROMPTS * 2, editor=editors[family], seeds=[0, 1])
+    assert [i.tobytes() for i in first.images] == [i.tobytes() for i in again.images]
+    assert all(d.any() for d in first.deltas)
+    assert all(float(d.abs().max()) <= 0.03 + 1e-6 for d in first.deltas)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sifm_encodes_once_per_iteration_and_stops_early(
+    family: str, editors: dict[str, Any], monkeypatch: Any
+) -> None:
+    editor, calls = editors[family], Counter[str]()
+    encode = editor.vae.encode
+
+    def counted(*args: Any, **more: Any) -> Any:
+        calls["encoder"] += 1
+        return encode(*args, **more)
+
+    monkeypatch.setattr(editor.vae, "encode", counted)
+    handle = editor.denoiser.register_forward_pre_hook(lambda *_: calls.update(["denoiser"]))
+    try:
+        counts = []
+        for iterations in (1, 3):
+            calls.clear()
+            make("sifm", iterations=iterations).immunize(pictures(1, (32, 32)), PROMPTS, editor=editor, seeds=[0])
+            counts.append(dict(calls))
+    finally:
+        handle.remove()
+    assert counts[1]["denoiser"] - counts[0]["denoiser"] == 2, "one batched pass per iteration"
+    assert counts[1]["encoder"] - counts[0]["encoder"] == 2, "latent and condition share one pass"
+
+
+def test_weights_are_frozen_and_unchanged(editors: dict[str, Any]) -> None:
+    editor = editors["ip2p"]
+    before = [p.clone() for p in editor.denoiser.parameters()]
+    make("advdm", iterations=2).immunize(pictures(1, (32, 32)), PROMPTS, editor=editor, seeds=[0])
+    after = list(editor.denoiser.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not any(p.requires_grad or p.grad is not None for p in after)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_batch_against_loop_on_a_real_unet(name: str, editors: dict[str, Any]) -> None:
+    """DEFINITIONS 12: at most 0.5 % of perturbation pixels differ. Compared on gradients' signs, the way they enter."""
+    editor, clean = editors["ip2p"], to_tensor(pictures(2, (32, 32)))
+    options = {"photoguard-diffusion": {"steps": 2}, "end-to-end": {"steps": 2}, "semantic": {"count": 2}}.get(name, {})
+    objective = make(name, **options).objective
+    delta = 0.01 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    prompts = ["make the hat red", "add a dog"]
+    both = one_step(objective, editor, clean, prompts, delta=delta, seeds=[0, 1]).gradient
+    alone = torch.cat(
+        [
+            one_step(
+                objective, editor, clean[i : i + 1], prompts[i : i + 1], delta=delta[i : i + 1], seeds=[i]
+            ).gradient
+            for i in range(2)
+        ]
+    )
+    assert float((both.sign() != alone.sign()).float().mean()) <= 0.005
+
+
+def test_kontext_refuses_what_it_does_not_offer(editors: dict[str, Any]) -> None:
+    editor = editors["kontext"]
+    withheld = getattr(editor, "undefined", ())
+    for name in METHODS:
+        objective = make(name).objective
+        if any(n in withheld for n in objective.needs):
+            with pytest.raises(UsageError, match=f"{name} is not defined for this editor"):
+                objective.check(editor)
+    for name in ("sifm", "photoguard-encoder", "editshield", "diffusionguard"):
+        make(name).objective.check(editor)
+
+
+def test_literal_layers_of_sifm_on_a_unet(editors: dict[str, Any]) -> None:
+    """Named layers of one shape are averaged first (Eq. 3); an unknown name is refused with the known ones."""
+    editor, clean = editors["ip2p"], to_tensor(pictures(1, (32, 32)))
+    with pytest.raises(UsageError, match="has no layers"):
+        one_step(SIFM(layers=["nowhere"]), editor, clean, PROMPTS)
+    found = one_step(SIFM(layers=[editor.layers()[0]]), editor, clean, PROMPTS)
+    assert found.gradient.any()
