@@ -29,6 +29,10 @@ __all__ = ["BUDGET", "notebook", "render", "write"]
 BUDGET = 40_000_000
 #: Prompts, and groups of any other column, in one chart; the table beside it holds all.
 CHART_ROWS = 30
+#: More prompts than this get no section of their own (a row each says nothing then, and takes long to compute).
+MAX_PROMPTS = 300
+#: More combinations than this get no control table of their own: every one is a bootstrap.
+MAX_CROSSED = 200
 #: What a control arm is kept apart by (docs/definitions.md, section 4).
 ARM_COLUMNS = ("method", "editor", "prompt_kind", "purifier")
 TITLES = {
@@ -142,11 +146,12 @@ def _sections(report: Report) -> list[Section]:
     if len(crossed) > 1:
         title = " × ".join(name.replace("_", " ") for name in crossed)
         tables = [isr_table(report, crossed, f"ISR by {title}")[0]]
-        if controls and (arm := control_table(report, crossed, f"Control arm by {title}")) is not None:
+        few = len({tuple(getattr(c, name) for name in crossed) for c in cases}) <= MAX_CROSSED
+        if controls and few and (arm := control_table(report, crossed, f"Control arm by {title}")) is not None:
             tables.append(arm[0])
         found.append(Section("crossed", title[0].upper() + title[1:], None, tuple(tables)))
     prompts = Counter(c.prompt for c in cases)
-    if len(prompts) > 1 and max(prompts.values()) > 1:
+    if 1 < len(prompts) <= MAX_PROMPTS and max(prompts.values()) > 1:
         table, records = isr_table(report, ["prompt"], "ISR by prompt")
         rows = rows_of(records, "prompt", band=band)
         found.append(Section("prompt", "By prompt", _chart("ISR by prompt", rows), (table,)))
