@@ -14,6 +14,8 @@ import argparse
 import csv
 import sys
 import time
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -61,36 +63,48 @@ def _image(x: torch.Tensor) -> Image.Image:
     return Image.fromarray((x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
-def make_edits(pipe: Any, *, per_method: int, attack_steps: int, seed: int, batch: int = 20) -> list[dict[str, Any]]:
+def make_edits(
+    pipe: Any, *, per_method: int, attack_steps: int, seed: int, jobs: int = 1, batch: int = 10
+) -> list[dict[str, Any]]:
     """One edit per picture and method (same picture, prompt and noise under every method). Prompt kinds alternate."""
-    items = list(miniworld(per_method, "validation", seed=seed))
-    kinds = [0 if i % 2 == 0 else 1 + (i // 2) % 5 for i in range(per_method)]  # half original prompts, half unseen
-    rows: list[dict[str, Any]] = []
-    for method in METHODS:
-        started = time.monotonic()
-        for at in range(0, per_method, batch):
-            part = range(at, min(at + batch, per_method))
-            x = torch.stack([_pixels(items[i].image) for i in part])
-            eps = torch.tensor([BUDGETS[i % len(BUDGETS)] for i in part])
-            y = perturb(pipe, x, [items[i].prompt for i in part], method, eps=eps, steps=attack_steps, seed=seed + at)
-            prompts = [items[i].prompts[kinds[i]] for i in part]
-            generators = [torch.Generator().manual_seed(seed * 100_003 + i) for i in part]
-            with torch.no_grad():
-                edits = pipe(
-                    prompts, image=y, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
-                    image_guidance_scale=IMAGE_GUIDANCE, generator=generators, output_type="pt",
-                ).images.float()  # fmt: skip
-            for k, i in enumerate(part):
-                edit = items[i].edits[kinds[i]]
-                rows.append(
-                    {
-                        "method": method, "eps": 0.0 if method == "none" else round(float(eps[k]), 5),
-                        "image_id": items[i].image_id, "category": items[i].category, "family": edit.family,
-                        "prompt_kind": "original" if kinds[i] == 0 else "unseen", "prompt": prompts[k],
-                        "original": items[i].image, "edited": _image(edits[k]),
-                    }
-                )  # fmt: skip
-        print(f"{method}: {per_method} edits in {time.monotonic() - started:.0f} s", flush=True)
+    todo = [
+        (method, at, min(at + batch, per_method)) for at in range(0, per_method, batch) for method in reversed(METHODS)
+    ]
+    work = partial(_batch, pipe, per_method, attack_steps, seed)
+    if jobs == 1:
+        blocks = list(map(work, todo))
+    else:
+        with get_context("fork").Pool(jobs) as pool:  # the loaded pipeline is shared, not loaded again
+            blocks = pool.map(work, todo, chunksize=1)
+    return [row for block in blocks for row in block]
+
+
+def _batch(pipe: Any, per_method: int, attack_steps: int, seed: int, job: tuple[str, int, int]) -> list[dict[str, Any]]:
+    method, start, stop = job
+    world, part, began = miniworld(per_method, "validation", seed=seed), range(start, stop), time.monotonic()
+    kinds = {i: 0 if i % 2 == 0 else 1 + (i // 2) % 5 for i in part}  # half original prompts, half unseen
+    x = torch.stack([_pixels(world[i].image) for i in part])
+    eps = torch.tensor([BUDGETS[(i // 4) % len(BUDGETS)] for i in part])
+    y = perturb(pipe, x, [world[i].prompt for i in part], method, eps=eps, steps=attack_steps, seed=seed + start)
+    prompts = [world[i].prompts[kinds[i]] for i in part]
+    generators = [torch.Generator().manual_seed(seed * 100_003 + i) for i in part]
+    with torch.no_grad():
+        edits = pipe(
+            prompts, image=y, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
+            image_guidance_scale=IMAGE_GUIDANCE, generator=generators, output_type="pt",
+        ).images.float()  # fmt: skip
+    rows = []
+    for k, i in enumerate(part):
+        edit = world[i].edits[kinds[i]]
+        rows.append(
+            {
+                "method": method, "eps": 0.0 if method == "none" else round(float(eps[k]), 5),
+                "image_id": world[i].image_id, "category": world[i].category, "family": edit.family,
+                "prompt_kind": "original" if kinds[i] == 0 else "unseen", "prompt": prompts[k],
+                "original": world[i].image, "edited": _image(edits[k]),
+            }
+        )  # fmt: skip
+    print(f"{method} {start}–{stop - 1}: {time.monotonic() - began:.0f} s", flush=True)
     return rows
 
 
@@ -147,11 +161,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="working folder outside the repository")
     parser.add_argument("--per-method", type=int, default=100)
     parser.add_argument("--attack-steps", type=int, default=30)
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     pipe = load_editor(options.editor)
-    rows = make_edits(pipe, per_method=options.per_method, attack_steps=options.attack_steps, seed=options.seed)
+    rows = make_edits(
+        pipe, per_method=options.per_method, attack_steps=options.attack_steps, seed=options.seed, jobs=options.jobs
+    )
     write(rows, options.out, options.seed)
     return 0
 
