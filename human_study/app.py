@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
+
+from isr.errors import IsrError
 
 from .middleware import Guard
 from .organiser import organiser_routes
@@ -19,6 +22,7 @@ from .study import Study
 
 __all__ = ["LOOPBACK_NAMES", "create_app"]
 
+_log = logging.getLogger("uvicorn.error")
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -44,6 +48,16 @@ def create_app(
     @app.exception_handler(RefusedError)
     async def refused(request: Request, error: RefusedError) -> Response:
         return site.refusal(request, error)
+
+    @app.exception_handler(IsrError)
+    async def broken(request: Request, error: IsrError) -> Response:
+        _log.error("%s: %s", request.url.path if "/enter/" not in request.url.path else "/enter", error)
+        return site.refusal(
+            request,
+            RefusedError(
+                500, "Something is wrong here", "Please tell the people who run the study. Your answers are kept."
+            ),
+        )
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:

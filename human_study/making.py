@@ -117,8 +117,14 @@ def new_study(
     with_originals = bool(report.lock.get("with_originals"))
     records = {c.case_id: c for c in report.case_records}
     items = [
-        _rating_item(index, records[row.case_id], str(row.stratum), float(row.inclusion_probability), with_originals)
-        for index, row in enumerate(draft.sample.drawn.itertuples())
+        _rating_item(
+            index,
+            records[str(row["case_id"])],
+            str(row["stratum"]),
+            float(row["inclusion_probability"]),
+            with_originals,
+        )
+        for index, row in enumerate(draft.sample.drawn.to_dict("records"))
     ]
     items += _picked(picked, records, {i.case_id for i in items}, with_originals)
     pictures = {d: _picture(report, d) for i in items for d in (i.edited, i.original) if d is not None}
@@ -126,7 +132,7 @@ def new_study(
     repeats = max(2, round(n / 20)) if repeats is None else repeats
     if repeats < 0:
         raise UsageError(f"repeats: expected 0 or more, got {repeats}")
-    bases = _bases(report, draft, items, seed)
+    bases = _bases(report, items, seed)
     taught, more = _known("training", training, bases, with_originals, seed, skip=0)
     pictures |= more
     checks, more = _known("attention", attention, bases, with_originals, seed, skip=len(taught) + 1)
@@ -185,7 +191,7 @@ def _picture(report: Report, digest: str) -> bytes:
     return png
 
 
-def _bases(report: Report, draft: Draft, items: Sequence[StudyItem], seed: int) -> list[bytes]:
+def _bases(report: Report, items: Sequence[StudyItem], seed: int) -> list[bytes]:
     """Pictures for examples, from images outside the sample where there are such, in random order."""
     used = {d for i in items for d in (i.edited, i.original)}
     every = dict.fromkeys(c.original or c.edited for c in report.case_records if c.edited is not None)

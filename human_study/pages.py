@@ -393,7 +393,7 @@ def rater_routes(site: Site) -> APIRouter:
         return pages.start(request)
 
     @router.get("/enter/{secret}")
-    def enter_page(request: Request, secret: str) -> Response:
+    def enter_page(request: Request, secret: str) -> Response:  # noqa: ARG001 - not used up by looking
         return pages.enter_page(request, "rater")
 
     @router.post("/enter/{secret}")
@@ -402,7 +402,7 @@ def rater_routes(site: Site) -> APIRouter:
         return await run_in_threadpool(pages.enter, request, "rater", secret)
 
     @router.get("/organiser/enter/{secret}")
-    def organiser_page(request: Request, secret: str) -> Response:
+    def organiser_page(request: Request, secret: str) -> Response:  # noqa: ARG001
         return pages.enter_page(request, "organiser")
 
     @router.post("/organiser/enter/{secret}")

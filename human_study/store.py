@@ -422,7 +422,7 @@ class Store:
 
 
 def _rater(row: Row[Any]) -> Rater:
-    return _rater_from(row._mapping)
+    return _rater_from({str(key): value for key, value in row._mapping.items()})
 
 
 def _rater_from(row: Mapping[str, Any]) -> Rater:
