@@ -17,6 +17,8 @@ __all__ = ["PICKLED", "WEIGHTS", "EditorLoadError", "Location", "Part", "check_e
 log = logging.getLogger("isr.editors")
 
 WEIGHTS = ("*.safetensors",)
+#: further copies of the same weights, left on the hub unless asked for as variant=
+COPIES = ("fp16", "bf16", "non_ema", "ema_only")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -154,6 +156,7 @@ def _from_hub(
 
     wanted: dict[str, Any] = {
         "revision": revision, "cache_dir": cache_dir, "allow_patterns": _patterns(parts, variant, allow_pickle),
+        "ignore_patterns": [f"*.{copy}{mark}*" for copy in COPIES if copy != variant for mark in ".-"],
     }  # fmt: skip
     try:
         cached = Path(huggingface_hub.snapshot_download(name, local_files_only=True, **wanted))

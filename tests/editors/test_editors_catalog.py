@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,18 @@ def test_the_papers_editors_are_there() -> None:
         entry("sd4")
 
 
-def test_the_command_lists_without_importing_torch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_heavy_is_imported_before_an_editor_is_made() -> None:
+    code = (
+        "import sys\nfrom isr.cli import main\nfrom isr.editors import load_editor\nmain(['editors'])\n"
+        "load_editor(lambda image, prompt, seed: image)\n"
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'huggingface_hub') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # The size of the hub's cache is read by the hub's own library, which is light.
+    assert done.stdout.splitlines()[-1] in ("[]", "['huggingface_hub']")
+
+
+def test_the_command_lists_every_editor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["editors"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].split() == ["name", "family", "size", "licence", "white-box", "cached", "source"]

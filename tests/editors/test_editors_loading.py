@@ -143,6 +143,30 @@ class Hub:
         return str(self.outcome)
 
 
+#: what a hub repository may hold: first what this editor needs, then what it does not
+REPOSITORY = [
+    "model_index.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model-00001-of-00002.safetensors",
+    "text_encoder/model.safetensors.index.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "scheduler/scheduler_config.json",
+    "README.md",
+    "v1-5-pruned.safetensors",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/diffusion_pytorch_model.bin",
+    "text_encoder/model.fp16-00001-of-00002.safetensors",
+    "safety_checker/model.safetensors",
+    "checkpoint-25000/unet/diffusion_pytorch_model.safetensors",
+    "unet/pipeline.py",
+]
+NEEDED = 9
+
+
 def response(status: int) -> Any:
     """What the hub's errors hold: any object with headers and a request."""
     return SimpleNamespace(status_code=status, headers={}, request=None)
@@ -163,11 +187,26 @@ def test_a_download_takes_only_what_is_needed_and_shows_the_licence_first(
     assert probe["local_files_only"] is True
     assert download["revision"] == "abc"
     assert download["cache_dir"] == "/somewhere"
-    patterns = download["allow_patterns"]
-    assert "unet/*.safetensors" in patterns
-    assert not any("safety_checker" in p or p.endswith(".bin") for p in patterns)
+    wanted = dict.fromkeys(REPOSITORY, True)
+    kept = huggingface_hub.utils.filter_repo_objects(
+        wanted, allow_patterns=download["allow_patterns"], ignore_patterns=download["ignore_patterns"]
+    )
+    assert list(kept) == REPOSITORY[:NEEDED]
     assert editor.settings()["source"] == "owner/name"
     assert editor.settings()["revision"] == made.name
+
+
+def test_a_variant_replaces_the_plain_weights(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(made)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    locate("owner/name", InstructPix2Pix.PARTS, variant="fp16")
+    asked = hub.calls[1]
+    kept = huggingface_hub.utils.filter_repo_objects(
+        REPOSITORY, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
+    )
+    assert [name for name in kept if name.endswith(".safetensors")] == [
+        "unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16-00001-of-00002.safetensors",
+    ]  # fmt: skip
 
 
 def test_what_is_cached_is_used_without_a_word(
