@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from .stats.agreement_table import agreement as _agreement
 __all__ = ["agreement", "ratings_of"]
 
 HUMAN = "human:"
+#: Fingerprint of answers that `isr review` took about cases picked because judges differ.
+DISPUTED = "review:disputed"
 _COLUMNS = ["rater", "case_id", "image_id", "semantic_mismatch", "degradation", "overall"]
 
 
@@ -29,10 +32,11 @@ def agreement(
     Args:
         human, mllm: each a `Report`, a run directory, a data frame or CSV with the columns rater, case_id, [image_id],
             semantic_mismatch, degradation, [overall], or a list of these. Raters called "human:…" in a report count as
-            people wherever they stand.
+            people wherever they stand; those who reviewed only a run's disputed cases are left out (a note says so).
         level, n_boot, seed: of the intervals.
     """
-    tables = {"human": _tables("human", human), "mllm": _tables("mllm", mllm)}
+    left_out: set[str] = set()
+    tables = {"human": _tables("human", human, left_out), "mllm": _tables("mllm", mllm, left_out)}
     people: list[pd.DataFrame] = []
     models: list[pd.DataFrame] = []
     for side, found in tables.items():
@@ -43,9 +47,20 @@ def agreement(
                 models.append(table[~named])
             else:
                 (people if side == "human" else models).append(table)
-    return _agreement(
+    made = _agreement(
         [t for t in people if len(t)], [t for t in models if len(t)], level=level, n_boot=n_boot, seed=seed
     )
+    if not left_out:
+        return made
+    note = f"{', '.join(sorted(left_out))}: reviewed disputed cases only, which says nothing of agreement over all; left out"
+    return replace(made, notes=(*made.notes, note))
+
+
+def _disputed_only(report: Report) -> set[str]:
+    """Reviewers whose cases were picked because judges differ, and who did not go on to answer every case."""
+    picked = {j.judge for j in report.judgement_records if j.fingerprint == DISPUTED}
+    every = {c.case_id for c in report.case_records if c.arm == "immunized"}
+    return {name for name in picked if every - {j.case_id for j in report.judgement_records if j.judge == name}}
 
 
 def ratings_of(report: Report) -> pd.DataFrame:
@@ -67,7 +82,7 @@ def ratings_of(report: Report) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _tables(name: str, given: Any) -> list[tuple[pd.DataFrame, bool]]:
+def _tables(name: str, given: Any, left_out: set[str]) -> list[tuple[pd.DataFrame, bool]]:
     """(table, whether it came from a report) of everything given."""
     if given is None:
         return []
@@ -77,18 +92,20 @@ def _tables(name: str, given: Any) -> list[tuple[pd.DataFrame, bool]]:
                 f"{name}: this run was judged with lazy=True, so later judges answered only part of the cases, and not a "
                 "random part; agreement needs a run without lazy"
             )
-        return [(ratings_of(given), True)]
+        ratings, biased = ratings_of(given), _disputed_only(given)
+        left_out |= biased
+        return [(ratings[~ratings["rater"].isin(biased)], True)]
     if isinstance(given, pd.DataFrame):
         return [(given, False)]
     if isinstance(given, str | Path):
         path = Path(given)
         if path.is_dir():
-            return _tables(name, Report.load(path))
+            return _tables(name, Report.load(path), left_out)
         if path.suffix.lower() == ".csv":
             return [(read_ratings(path), False)]
         raise UsageError(f"{name}: expected a run directory or a .csv of ratings, got {str(given)!r}")
     if isinstance(given, Sequence):
-        return [table for item in given for table in _tables(name, item)]
+        return [table for item in given for table in _tables(name, item, left_out)]
     raise UsageError(
         f"{name}: expected a Report, a run directory, a table or a list of these, got {type(given).__name__}"
     )

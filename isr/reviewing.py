@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from .agreeing import DISPUTED
 from .errors import IntegrityError, UsageError
 from .report import Report
 from .rubric import Rubric
@@ -26,8 +27,9 @@ from .store import RunFiles
 __all__ = ["HUMAN", "MAX_NOTE", "Item", "Question", "Review"]
 
 HUMAN = "human:"
-#: The fingerprint of a reviewer in judgements.jsonl: a person has no settings.
-FINGERPRINT = "human"
+#: Fingerprint of answers about every case of an arm. Those about disputed cases carry `agreeing.DISPUTED`: cases that were
+#: picked because judges differ are no sample of anything, and agreement statistics leave them out.
+EVERY = "review:all"
 OVERALL = "overall"
 MAX_NOTE = 2_000
 _NAME = re.compile(r"\A[\w.-]{1,64}\Z")
@@ -84,6 +86,7 @@ class Review:
         self.report = Report.load(run)
         self._files = RunFiles.at(run)
         self._lock = threading.Lock()
+        self._fingerprint = EVERY if everything else DISPUTED
         if self.judge in self.report.judges:
             raise UsageError(f"who: {self.judge} is one of the judges of this run; choose another name")
         self.rubric = _rubric(self.report)
@@ -158,7 +161,7 @@ class Review:
         answer = _answer(said, note.strip())
         now = datetime.now(UTC).isoformat(timespec="seconds")
         judgement = Judgement(
-            case_id=self.items[number].case_id, judge=self.judge, fingerprint=FINGERPRINT, answer=answer,
+            case_id=self.items[number].case_id, judge=self.judge, fingerprint=self._fingerprint, answer=answer,
             calls=(Call(answer=answer, received_at=now),),
         )  # fmt: skip
         with self._lock:

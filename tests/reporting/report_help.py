@@ -64,10 +64,12 @@ def report(
             return NoVerdict(reason="blocked", detail=words)
         return verdict((i % 2 == 0) ^ (j == 1 and i % 6 == 0), False, words)
 
-    cases, judgements, pngs = [], [], {}
+    cases: list[CaseRecord] = []
+    judgements: list[Judgement] = []
+    pngs: dict[str, bytes] = {}
 
     def add(record: dict[str, Any], answers: list[Any]) -> str:
-        identity = {k: record.get(k) for k in ("edited", "original", "prompt", "method", "editor", "seed", "arm")}
+        identity: dict[str, Any] = {k: record.get(k) for k in ("edited", "original", "prompt", "method", "editor", "seed", "arm")}
         key = case_hash(**identity, ordinal=len(cases))
         cases.append(CaseRecord(case_id=key, **record))
         judgements.extend(Judgement(case_id=key, judge=name, answer=a) for name, a in zip(judges, answers, strict=True))
