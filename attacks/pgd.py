@@ -27,6 +27,7 @@ Without `given`, image i draws from a generator seeded with its own seed, so res
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -360,7 +361,15 @@ class _Batch:
                 f"{self.attack.name}: loss or gradient of images {which} is not finite in iteration {self.context.iteration + 1}; "
                 f'use precision="bfloat16" or "float32" instead of {self.attack.pgd.precision!r}, or another loss_scale'
             )
-        return losses, self._masked(gradient)
+        gradient = self._masked(gradient)
+        if self.context.iteration == 0 and not bool(gradient.flatten(1).any(dim=1).all()):
+            still = [self.members[i] for i in torch.nonzero(~gradient.flatten(1).any(dim=1)).flatten().tolist()]
+            warnings.warn(
+                f"{self.attack.name}: the gradient of images {still} is exactly zero, so nothing moves them. A distance to the clean "
+                'picture has no gradient at δ = 0 (use start="small"); an img2img edit of too few steps may start from pure noise',
+                stacklevel=2,
+            )
+        return losses, gradient
 
     def _precision(self) -> AbstractContextManager[Any]:
         name = self.attack.pgd.precision

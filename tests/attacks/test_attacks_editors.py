@@ -56,7 +56,7 @@ def make(name: str, **settings: Any) -> PGD:
 def test_loss_falls(family: str, name: str, editors: dict[str, Any]) -> None:
     editor, options = editors[family], {}
     if name in ("photoguard-diffusion", "end-to-end"):
-        options["steps"] = 2
+        options["steps"] = 3  # 2 steps at strength 0.6 start an img2img edit at pure noise, without the picture
     if name == "semantic":
         options["count"] = 3
     attack = make(name, **options)
@@ -126,7 +126,7 @@ def test_weights_are_frozen_and_unchanged(editors: dict[str, Any]) -> None:
 def test_batch_against_loop_on_a_real_unet(name: str, editors: dict[str, Any]) -> None:
     """DEFINITIONS 12: at most 0.5 % of perturbation pixels differ. Compared on gradients' signs, the way they enter."""
     editor, clean = editors["ip2p"], to_tensor(pictures(2, (32, 32)))
-    options = {"photoguard-diffusion": {"steps": 2}, "end-to-end": {"steps": 2}, "semantic": {"count": 2}}.get(name, {})
+    options = {"photoguard-diffusion": {"steps": 1}, "end-to-end": {"steps": 1}, "semantic": {"count": 2}}.get(name, {})
     objective = make(name, **options).objective
     delta = 0.01 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     prompts = ["make the hat red", "add a dog"]

@@ -79,7 +79,10 @@ def test_parts_give_the_gradient_of_one_pass(reduction: Any, kind: str) -> None:
 
 def test_dist_only_from_zero_stays_at_zero() -> None:
     """Dist(δ = 0) is 0 and so is its gradient; sign(0) = 0. The preset therefore starts dist-only beside 0."""
-    stuck = sifm(terms="dist", start="zero", iterations=6).run(pictures(2), PROMPTS, editor=ToyEditor(), seeds=[0, 1])
+    with pytest.warns(UserWarning, match=r"gradient of images \[0, 1\] is exactly zero, so nothing moves them"):
+        stuck = sifm(terms="dist", start="zero", iterations=6).run(
+            pictures(2), PROMPTS, editor=ToyEditor(), seeds=[0, 1]
+        )
     assert all(not d.any() for d in stuck.deltas)
     assert stuck.images[0].tobytes() == pictures(2)[0].tobytes()
     assert sifm(terms="dist").pgd.start == "small"
