@@ -1,0 +1,116 @@
+"""How many held-out edits without any attack are ok to the referees, by family: the figures of the editor's card.
+
+    python tools/miniworld_success.py --weights packages/miniworld/isr_miniworld/weights --split test --images 60
+
+Writes `success_<split>.json` beside the editor's card and, with `--grid FILE`, a picture of the first edits
+(original | exact target | edit).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from isr.judges.referee import RefereeJudge
+from miniworld_training.editor import GUIDANCE, IMAGE_GUIDANCE, STEPS, load_editor
+
+from isr.data.miniworld import miniworld
+from isr.stats.intervals import clustered_wilson
+
+
+def _share(hits: list[bool], clusters: list[str]) -> dict[str, Any]:
+    interval = clustered_wilson(hits, clusters)
+    return {
+        "n": len(hits),
+        "ok": int(sum(hits)),
+        "share": round(float(np.mean(hits)), 4),
+        "low": round(interval.low, 4),
+        "high": round(interval.high, 4),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--prompts", type=int, default=2, help="prompts per picture, the original one first")
+    parser.add_argument("--referees", default="ab")
+    parser.add_argument("--grid", type=Path, default=None)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    pipe = load_editor(options.weights / "mini-ip2p")
+    world = miniworld(options.images, options.split)
+    todo = [(item, k) for item in world for k in range(options.prompts)]
+    edits: list[Image.Image] = []
+    for at in range(0, len(todo), 12):
+        part = todo[at : at + 12]
+        edits += pipe(
+            [item.prompts[k] for item, k in part], image=[item.image for item, _ in part], num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE, image_guidance_scale=IMAGE_GUIDANCE, output_type="pil",
+            generator=[torch.Generator().manual_seed(1000 * (at + j)) for j in range(len(part))],
+        ).images  # fmt: skip
+    cases = [(edit, item.image, item.prompts[k]) for edit, (item, k) in zip(edits, todo, strict=True)]
+    verdicts = {r: RefereeJudge(r, folder=options.weights / f"referee-{r}").judge(cases) for r in options.referees}
+    clusters = [item.image_id for item, _ in todo]
+    families = [f"{item.category}/{item.edits[k].family}" for item, k in todo]
+
+    def row(hits: list[bool]) -> dict[str, Any]:
+        return {
+            "all": _share(hits, clusters),
+            "families": {
+                f: f"{sum(h for h, g in zip(hits, families, strict=True) if g == f)}/{families.count(f)}"
+                for f in sorted(set(families))
+            },
+        }
+
+    result: dict[str, Any] = {
+        "split": options.split,
+        "images": options.images,
+        "edits": len(todo),
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "image_guidance": IMAGE_GUIDANCE,
+    }
+    for r, given in verdicts.items():
+        result[f"referee_{r}"] = {
+            "no_mismatch": row([not v.semantic_mismatch for v in given]),
+            "no_degradation": row([not v.degradation for v in given]),
+        }
+    result["ok_by_all_named_referees"] = row(
+        [not any(given[i].defeated for given in verdicts.values()) for i in range(len(todo))]
+    )
+    (options.weights / "mini-ip2p" / f"success_{options.split}.json").write_text(
+        json.dumps(result, indent=1) + "\n", "utf-8"
+    )
+    print(
+        json.dumps(
+            {
+                k: v if not isinstance(v, dict) else {a: b["all"] if "all" in b else b for a, b in v.items()}
+                for k, v in result.items()
+            },
+            indent=1,
+        )
+    )
+    if options.grid is not None:
+        cells = [
+            np.concatenate([np.asarray(p) for p in (item.image, item.target_image(k), edit)], 1)
+            for edit, (item, k) in zip(edits, todo, strict=True)
+        ]
+        rows = [np.concatenate(cells[i : i + 4], 1) for i in range(0, len(cells) - len(cells) % 4, 4)]
+        grid = Image.fromarray(np.concatenate(rows[:10], 0))
+        grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.BICUBIC).save(options.grid)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
