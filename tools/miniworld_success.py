@@ -92,15 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     (options.weights / "mini-ip2p" / f"success_{options.split}.json").write_text(
         json.dumps(result, indent=1) + "\n", "utf-8"
     )
-    print(
-        json.dumps(
-            {
-                k: v if not isinstance(v, dict) else {a: b["all"] if "all" in b else b for a, b in v.items()}
-                for k, v in result.items()
-            },
-            indent=1,
-        )
-    )
+    print(json.dumps(result, indent=1))
     if options.grid is not None:
         cells = [
             np.concatenate([np.asarray(p) for p in (item.image, item.target_image(k), edit)], 1)
