@@ -141,11 +141,11 @@ def plan_judging(
         _check_prices(found, known)
     store = _cache(cache)
     for folder in reuse:
-        _refill(store, folder)
+        refill(store, folder)
     return Plan(found, asked, settings, name, policy, store, lazy, max_side, on_bad_image, known, max_cost)
 
 
-def _refill(store: ReplyCache, folder: str | Path) -> None:
+def refill(store: ReplyCache, folder: str | Path) -> None:
     """Put the replies of a stored run into the cache, so that none of them is asked (and paid) again."""
     for judgement in RunFiles.at(folder).judgements():
         for call in judgement.calls:

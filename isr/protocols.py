@@ -6,10 +6,12 @@ Pictures that pass between rooms are 8-bit sRGB `PIL.Image`s (what an attacker d
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from .errors import IsrError
 from .schema import Answer, NoVerdict, OutcomeValue, Usage, Verdict
 
 if TYPE_CHECKING:
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Ask",
     "AskJudge",
+    "BatchClient",
+    "BatchItem",
+    "BatchJudge",
+    "BatchLimits",
+    "BatchState",
     "Consensus",
     "Editor",
     "Immunizer",
@@ -159,6 +166,85 @@ class AskJudge:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Ask]:
         yield self.ask
+
+
+# ------------------------------------------------------------------------------------------- judges that work in batches
+
+
+@dataclass(frozen=True)
+class BatchItem:
+    """One request of a batch.
+
+    Attributes:
+        key: its name within the job, 64 hex digits (the cache key of the call); the service sends it back with the reply.
+        question: what is asked.
+    """
+
+    key: str
+    question: Question
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """What one job may hold.
+
+    Attributes:
+        max_bytes: of all encoded requests together, line ends included. max_requests: how many.
+    """
+
+    max_bytes: int
+    max_requests: int
+
+
+@dataclass(frozen=True)
+class BatchState:
+    """Where a job stands.
+
+    Attributes:
+        ended: nothing more will come; what there is can be collected (also of expired, cancelled and failed jobs).
+        word: the service's own word. detail: why it failed, or "". total, answered, failed: its counts, or None.
+    """
+
+    ended: bool
+    word: str
+    detail: str = ""
+    total: int | None = None
+    answered: int | None = None
+    failed: int | None = None
+
+
+class BatchClient(Protocol):
+    """An open connection to a batch API. Every method may raise `TransientError` (try again later) or `JudgeStoppedError`."""
+
+    @property
+    def limits(self) -> BatchLimits: ...
+
+    def encode(self, item: BatchItem) -> bytes:
+        """The request as one line of JSON, without a line end; its length is what `limits` counts."""
+        ...
+
+    async def submit(self, label: str, requests: Path, count: int) -> str:
+        """Start a job of `count` encoded requests, one per line of a file; returns the job's id."""
+        ...
+
+    async def find(self, label: str) -> str | None:
+        """The id of the job that was started under a label, or None where the service has none."""
+        ...
+
+    async def poll(self, job: str) -> BatchState: ...
+
+    def collect(self, job: str) -> AsyncIterator[tuple[str, Reply | IsrError]]:
+        """Every result of an ended job in any order: the reply, or why there is none (`TransientError`: it may be asked
+        again; `JudgeStoppedError`: the request itself was refused). Results without a key that can be read are left out
+        with a warning, never matched by position."""
+        ...
+
+
+@runtime_checkable
+class BatchJudge(Judge, Protocol):
+    """A judge whose questions can be sent in batches too; its answers are the same measurement as live ones."""
+
+    def connect_batch(self) -> AbstractAsyncContextManager[BatchClient]: ...
 
 
 # ------------------------------------------------------------------------------------------------------- consensus

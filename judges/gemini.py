@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any, ClassVar
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from isr.errors import JudgeStoppedError, TransientError, UsageError
-from isr.protocols import Ask, Question, Reply
+from isr.protocols import Ask, BatchClient, Question, Reply
 from isr.schema import NoVerdict, NoVerdictReason, Usage
 
 from .failures import google_details, http_failure, retry_after
 from .schemas import for_gemini
 from .service import NO_KEY, ServiceJudge
+
+if TYPE_CHECKING:
+    import httpx2
 
 __all__ = ["GeminiJudge", "read_body"]
 
@@ -61,6 +64,8 @@ class GeminiJudge(ServiceJudge):
         model: for example "gemini-3.8-flash". The other arguments of `ServiceJudge` hold too.
         thinking_level: "minimal", "low", "medium", "high" (Gemini 3). thinking_budget: tokens (Gemini 2.5).
         api_version: part of the path; pinned, because the client's default changes between versions.
+        batch_form: how batches travel, as a "file" (every reply carries its key) or "inline" (up to 20 MB; the service
+            was seen to lose keys there, and such replies are not used). Not part of the measurement.
     """
 
     provider: ClassVar[str] = "gemini"
@@ -76,9 +81,13 @@ class GeminiJudge(ServiceJudge):
         thinking_level: str | None = None,
         thinking_budget: int | None = None,
         api_version: str = "v1",
+        batch_form: Literal["file", "inline"] = "file",
         **options: Any,
     ) -> None:
         super().__init__(model, **options)
+        if batch_form not in ("file", "inline"):
+            raise UsageError(f"batch_form: expected 'file' or 'inline', got {batch_form!r}")
+        self.batch_form = batch_form
         if thinking_level is not None and thinking_level not in _LEVELS:
             raise UsageError(f"thinking_level: expected one of {', '.join(_LEVELS)}, got {thinking_level!r}")
         if thinking_level is not None and thinking_budget is not None:
@@ -92,6 +101,22 @@ class GeminiJudge(ServiceJudge):
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Ask]:
+        async with self.open() as (client, _):
+
+            async def ask(question: Question) -> Reply:
+                return await self._ask(client, question)
+
+            yield ask
+
+    def connect_batch(self) -> AbstractAsyncContextManager[BatchClient]:
+        """The same model through the Batch API."""
+        from .gemini_batch import connect_batch
+
+        return connect_batch(self)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[tuple[Any, httpx2.AsyncClient]]:
+        """The client library, and the HTTP client under it, for the transports of this room."""
         import httpx2
         from google import genai
         from google.genai import types
@@ -114,13 +139,9 @@ class GeminiJudge(ServiceJudge):
                         httpx_async_client=http,
                     ),
                 )
+                yield client, http
 
-                async def ask(question: Question) -> Reply:
-                    return await self._ask(client, question)
-
-                yield ask
-
-    def _config(self, question: Question) -> dict[str, Any]:
+    def config(self, question: Question) -> dict[str, Any]:
         sent = self.settings
         config: dict[str, Any] = {
             "system_instruction": question.instructions,
@@ -153,23 +174,23 @@ class GeminiJudge(ServiceJudge):
             response = await client.aio.models.generate_content(
                 model=self.model,
                 contents=[types.Content(role="user", parts=parts)],
-                config=types.GenerateContentConfig(**self._config(question)),
+                config=types.GenerateContentConfig(**self.config(question)),
             )
         # Raised below, outside the handler: the client's own message may hold what ours must not.
         except errors.APIError as error:
-            failure = self._refused(error)
+            failure = self.refused(error)
         except httpx2.RequestError as error:
-            failure = TransientError(self._scrub(f"{self.name}: {type(error).__name__}: {error}"))
+            failure = TransientError(self.scrub(f"{self.name}: {type(error).__name__}: {error}"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            failure = TransientError(self._scrub(f"{self.name}: the answer is not JSON: {error}"))
+            failure = TransientError(self.scrub(f"{self.name}: the answer is not JSON: {error}"))
         else:
-            return self._read(response.sdk_http_response.body or "")
+            return self.read(response.sdk_http_response.body or "")
         if isinstance(failure, Reply):
             return failure
         raise failure
 
-    def _read(self, body: str) -> Reply:
-        reply = read_body(self._clean(body), self.name, self._scrub)
+    def read(self, body: str) -> Reply:
+        reply = read_body(self.clean(body), self.name, self.scrub)
         substituted = self._check_served(reply.served_model)
         if substituted is None:
             return reply
@@ -182,11 +203,11 @@ class GeminiJudge(ServiceJudge):
             usage=reply.usage,
         )
 
-    def _refused(self, error: Any) -> TransientError | JudgeStoppedError | Reply:
+    def refused(self, error: Any) -> TransientError | JudgeStoppedError | Reply:
         """The meaning of an HTTP status other than 200."""
         status = int(error.code or 0)
         body = error.details
-        message = self._scrub(f"{error.status or ''} {error.message or ''}")
+        message = self.scrub(f"{error.status or ''} {error.message or ''}")
         if status == 400 and any(words in message.lower() for words in _BAD_PICTURE):
             return Reply(answer=NoVerdict(reason="bad_image", detail=message), finish="HTTP 400")
         advice = ""

@@ -10,11 +10,11 @@ import base64
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, ClassVar
 
 from isr.errors import JudgeStoppedError, TransientError, UsageError
-from isr.protocols import Ask, Question, Reply
+from isr.protocols import Ask, BatchClient, Question, Reply
 from isr.schema import NoVerdict, NoVerdictReason, Usage
 
 from .failures import http_failure, retry_after
@@ -77,11 +77,27 @@ class OpenAIJudge(ServiceJudge):
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Ask]:
+        async with self.open() as client:
+
+            async def ask(question: Question) -> Reply:
+                return await self._ask(client, question)
+
+            yield ask
+
+    def connect_batch(self) -> AbstractAsyncContextManager[BatchClient]:
+        """The same model through the Batch API."""
+        from .openai_batch import connect_batch
+
+        return connect_batch(self)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Any]:
+        """The client library, for the transports of this room."""
         import openai
 
         key = self._find_key()
         async with self._http_client() as http:
-            client = openai.AsyncOpenAI(
+            yield openai.AsyncOpenAI(
                 api_key=key.reveal() if key else NO_KEY,
                 base_url=self.endpoint.url,
                 max_retries=0,
@@ -89,12 +105,7 @@ class OpenAIJudge(ServiceJudge):
                 http_client=http,
             )
 
-            async def ask(question: Question) -> Reply:
-                return await self._ask(client, question)
-
-            yield ask
-
-    def _request(self, question: Question) -> dict[str, Any]:
+    def request(self, question: Question) -> dict[str, Any]:
         """The body of the request, but for what the client adds."""
         content: list[dict[str, Any]] = [{"type": "text", "text": question.data}]
         for picture in question.pictures:
@@ -134,38 +145,44 @@ class OpenAIJudge(ServiceJudge):
 
         failure: Exception | Reply
         try:
-            raw = await client.chat.completions.with_raw_response.create(**self._request(question))
+            raw = await client.chat.completions.with_raw_response.create(**self.request(question))
             body = raw.text
         # Raised below, outside the handler: the client's own message may hold what ours must not.
-        except openai.APIStatusError as error:
-            failure = self._refused(error.status_code, error.body, error.response.headers)
-        except openai.APITimeoutError:
-            failure = TransientError(f"{self.name}: no answer within {self.timeout:g} s")
-        except (openai.APIConnectionError, httpx2.RequestError) as error:
-            cause = error.__cause__ or error
-            failure = TransientError(
-                self._scrub(f"{self.name}: {type(cause).__name__}: {cause} (is {self.endpoint.host} up?)")
-            )
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            failure = TransientError(self._scrub(f"{self.name}: the answer is not JSON: {error}"))
+        except (openai.APIError, httpx2.RequestError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            failure = self.failure(error)
         else:
-            return self._read(body, raw.headers)
+            return self.read(body, raw.headers)
         if isinstance(failure, Reply):
             return failure
         raise failure
 
-    def _read(self, body: str, headers: Mapping[str, str]) -> Reply:
-        envelope = _envelope(self._clean(body), self.name)
+    def failure(self, error: Exception) -> TransientError | JudgeStoppedError | Reply:
+        """The meaning of an exception of the client library."""
+        import openai
+
+        if isinstance(error, openai.APIStatusError):
+            return self.refused(error.status_code, error.body, error.response.headers)
+        if isinstance(error, openai.APITimeoutError):
+            return TransientError(f"{self.name}: no answer within {self.timeout:g} s")
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            return TransientError(self.scrub(f"{self.name}: the answer is not JSON: {error}"))
+        cause = error.__cause__ or error
+        return TransientError(
+            self.scrub(f"{self.name}: {type(cause).__name__}: {cause} (is {self.endpoint.host} up?)")
+        )
+
+    def read(self, body: str, headers: Mapping[str, str]) -> Reply:
+        envelope = _envelope(self.clean(body), self.name)
         if isinstance(envelope.get("error"), dict) and not envelope.get("choices"):
             # Routers answer 200 and put the status of the model's own server into the body.
             code = envelope["error"].get("code")
             status = code if isinstance(code, int) and 400 <= code < 600 else 502
-            failure = self._refused(status, envelope["error"], {})
+            failure = self.refused(status, envelope["error"], {})
             if isinstance(failure, Reply):
                 return failure
             raise failure
         reply = read_envelope(
-            envelope, self.name, self._scrub, request_id=self._clean(headers.get("x-request-id") or "") or None
+            envelope, self.name, self.scrub, request_id=self.clean(headers.get("x-request-id") or "") or None
         )
         substituted = self._check_served(reply.served_model)
         if substituted is None:
@@ -179,14 +196,12 @@ class OpenAIJudge(ServiceJudge):
             usage=reply.usage,
         )
 
-    def _refused(
-        self, status: int, body: Any, headers: Mapping[str, str]
-    ) -> TransientError | JudgeStoppedError | Reply:
+    def refused(self, status: int, body: Any, headers: Mapping[str, str]) -> TransientError | JudgeStoppedError | Reply:
         """The meaning of an HTTP status other than 200. `body` is what stood under "error", or the whole body."""
         error = body.get("error", body) if isinstance(body, dict) else {}
         error = error if isinstance(error, dict) else {"message": error}
         code = str(error.get("code") or error.get("type") or "")
-        message = self._scrub(error.get("message") or (body if isinstance(body, str) else "") or code)
+        message = self.scrub(error.get("message") or (body if isinstance(body, str) else "") or code)
         if status in (400, 403) and code in _ABOUT_THE_CASE:
             return Reply(answer=NoVerdict(reason=_ABOUT_THE_CASE[code], detail=message), finish=code)
         metadata = error.get("metadata")

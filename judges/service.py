@@ -165,10 +165,10 @@ class ServiceJudge:
             )
         return self._key
 
-    def _scrub(self, text: object) -> str:
+    def scrub(self, text: object) -> str:
         return scrub(text, (self._key,))
 
-    def _clean(self, body: str) -> str:
+    def clean(self, body: str) -> str:
         """A received body without the key: a server may echo it into a reply, and replies are stored and printed."""
         return body.replace(self._key.reveal(), REMOVED) if self._key is not None else body
 
@@ -195,7 +195,9 @@ class ServiceJudge:
     async def _only_our_headers(self, request: httpx2.Request) -> None:
         key = (self._key.reveal() if self._key else NO_KEY).encode()
         for header in list(request.headers):
-            if header in _PLAIN_HEADERS or header.startswith(("x-stainless-", "x-goog-api-client", "x-server-timeout")):
+            if header in _PLAIN_HEADERS or header.startswith(
+                ("x-stainless-", "x-goog-api-client", "x-goog-upload-", "x-server-timeout")
+            ):
                 continue
             if header in ("authorization", "x-goog-api-key"):
                 sent = request.headers[header].encode()

@@ -22,14 +22,14 @@ from .limits import Limiter
 from .retry import Exhausted, RetryPolicy, with_retry
 from .votes import check_votes, combine_votes
 
-__all__ = ["AskSettings", "JudgeRunner", "cache_keys", "fingerprint"]
+__all__ = ["NEVER_STORED", "AskSettings", "JudgeRunner", "cache_keys", "fingerprint", "output_limit"]
 
 logger = logging.getLogger("isr")
 
 #: A reply that cannot be read is asked for once more, and no more than that, by itself.
 REASKS = 1
 #: Answers that never came from a received reply, and so are never stored (docs/definitions.md, section 6).
-_NEVER_STORED = frozenset({"exhausted", "judge_error", "over_budget", "bad_image", "expired"})
+NEVER_STORED = frozenset({"exhausted", "judge_error", "over_budget", "bad_image", "expired"})
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class JudgeRunner:
         self._cache = cache if getattr(judge, "cacheable", True) else None
         self._price = price
         self._budget = budget
-        self._worst = None if price is None else WorstCase(price, *_output_limit(judge))
+        self._worst = None if price is None else WorstCase(price, *output_limit(judge))
         self._limiter = limiter or Limiter(judge.limits)
         self._keys = cache_keys(judge, rubric, settings)
         self._flying: dict[str, asyncio.Future[Call]] = {}
@@ -273,13 +273,13 @@ class JudgeRunner:
             response_id=reply.response_id,
             usage=reply.usage,
             cost=None if self._price is None else self._price.of(reply.usage),
-            latency_s=attempts[-1].seconds,
+            latency_s=attempts[-1].seconds if attempts else None,
             attempts=attempts,
             key=key,
             received_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         self._saw(call)
-        if self._cache is not None and not (failure is not None and failure.reason in _NEVER_STORED):
+        if self._cache is not None and not (failure is not None and failure.reason in NEVER_STORED):
             self._cache.put(key, call)
         return call
 
@@ -292,7 +292,7 @@ class _OverBudget(Exception):  # noqa: N818 - a control-flow signal inside the e
     """The spend cap does not admit another call."""
 
 
-def _output_limit(judge: Judge) -> tuple[int, ...]:
+def output_limit(judge: Judge) -> tuple[int, ...]:
     """The judge's own limit of output tokens, where it sends one."""
     limit = judge.identity().get("settings", {}).get("max_output_tokens")
     return (limit,) if isinstance(limit, int) else ()

@@ -39,6 +39,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from servers import gemini_wire, openai_wire
+from servers.batch_wire import Batches
 from servers.checks import Answer, Rejected, Seen, constant_answer, hashed_answer
 from servers.http_server import Request, Response, in_thread, port_of, start
 
@@ -92,6 +93,8 @@ class Loopback:
         self._light = light
         self._turns: dict[str, int] = {}
         self._lock = threading.Lock()
+        #: The batch API of this service; see servers/batch_wire.py for how to make it misbehave.
+        self.batches = Batches(kind, key, self._respond)
 
     @property
     def url(self) -> str:
@@ -102,7 +105,7 @@ class Loopback:
         self._under_way += 1
         self.most_at_once = max(self.most_at_once, self._under_way)
         try:
-            response = self._respond(request)
+            response = self.batches.respond(request) or self._respond(request)
             if self._latency:
                 await asyncio.sleep(self._latency)
             return response
