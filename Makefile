@@ -52,8 +52,9 @@ $(STAMPS)/demo: $(STAMPS)/venv $(PINS)
 $(STAMPS)/dev: $(STAMPS)/venv $(PINS)
 	@echo "Installing what development needs into $(VENV) (a few minutes the first time) …"
 	@$(INSTALL) -e ".[attacks,metrics,plots,parquet,study,dev]" $(MINI)
-	@# A test oracle whose own requirements would bring torchvision (the tests put a stub in its place).
-	@$(INSTALL) --no-deps piq
+	@# Test oracles that stand in no extra: the requirements of one would bring torchvision (the tests put a stub in its
+	@# place), the other is GPL.
+	@$(INSTALL) --no-deps piq krippendorff
 	@touch $@
 
 $(STAMPS)/docs: $(STAMPS)/venv $(PINS)
