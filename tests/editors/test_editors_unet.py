@@ -246,3 +246,20 @@ def test_default_layers_of_the_real_architectures() -> None:
         "up_blocks.1.attentions.0", "up_blocks.1.attentions.1", "up_blocks.1.attentions.2",
     )  # fmt: skip
     assert InstructPix2Pix.layers(stand_in)[-1] == "up_blocks.3"
+
+
+@pytest.mark.parametrize(
+    "kind", ["DDIMScheduler", "PNDMScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler"]
+)
+def test_timesteps_are_those_of_the_edit(tmp_path: Path, kind: str) -> None:
+    """n of them, falling, and each is one the denoiser is called with (PNDM calls one of them twice)."""
+    editor: Any = InstructPix2Pix.from_pretrained(str(tiny.build("ip2p", tmp_path, scheduler=kind)), device="cpu")
+    for n in (1, 4, 50):
+        t = editor.timesteps(n)
+        assert t.shape == (n,)
+        assert (t.diff() < 0).all()
+    called: list[float] = []
+    handle = editor.denoiser.register_forward_pre_hook(lambda _m, args: called.append(float(args[1][0])))
+    editor.edit(surface.pictures(1), ["x"], seeds=[1], steps=4)
+    handle.remove()
+    assert list(dict.fromkeys(called)) == editor.timesteps(4).tolist()
