@@ -1,0 +1,130 @@
+"""The pictures of an experiment: each with its original prompt, unseen prompts, id and category."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import Problem, ProblemsError, UsageError
+from ..images import ImageError, ImageRef, as_image
+from .experiment import Experiment
+
+__all__ = ["Item", "load_items"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture. original: canonical. prompts: (kind, text), the original prompt first."""
+
+    image_id: str
+    original: ImageRef
+    prompts: tuple[tuple[str, str], ...]
+    category: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The original prompt, which immunizers may know."""
+        return self.prompts[0][1]
+
+
+def load_items(experiment: Experiment) -> list[Item]:
+    """All pictures of an experiment, checked.
+
+    Raises:
+        ProblemsError: everything that is wrong with them. UsageError: no manifest there, or an empty one.
+    """
+    if experiment.data.source == "miniworld":
+        return _miniworld(experiment)
+    return _manifest(experiment)
+
+
+def _prompts(experiment: Experiment, original: str, unseen: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    return (("original", original), *(("unseen", text) for text in unseen[: experiment.prompts.unseen]))
+
+
+def _miniworld(experiment: Experiment) -> list[Item]:
+    from ..data.miniworld import miniworld
+
+    data = experiment.data
+    return [
+        Item(
+            item.image_id,
+            as_image(item.image, name=item.image_id),
+            _prompts(experiment, item.prompt, item.unseen),
+            item.category,
+        )
+        for item in miniworld(n=data.n, split=data.split, seed=data.seed)
+    ]
+
+
+def _manifest(experiment: Experiment) -> list[Item]:
+    path = experiment.folder / str(experiment.data.path)
+    problems: list[Problem] = []
+    items: list[Item] = []
+    wants = experiment.prompts.unseen if "unseen" in experiment.prompts.kinds else 0
+    for number, row in enumerate(_rows(path), 1):
+        if experiment.data.limit is not None and number > experiment.data.limit:
+            break
+        label = f"{path.name}, row {number}"
+        picture, prompt = row.get("image"), row.get("prompt")
+        if not isinstance(picture, str) or not picture or not isinstance(prompt, str) or not prompt.strip():
+            problems.append(Problem(label, "needs the columns image (a file) and prompt (a text)"))
+            continue
+        unseen = row.get("unseen")
+        if unseen is None:
+            unseen = [row[key] for key in sorted(k for k in row if k.startswith("unseen_")) if row[key]]
+        if not isinstance(unseen, list) or not all(isinstance(u, str) and u.strip() for u in unseen):
+            problems.append(Problem(label, "unseen must be a list of texts (CSV: columns unseen_1, unseen_2, …)"))
+            continue
+        if len(unseen) < wants:
+            problems.append(Problem(label, f"has {len(unseen)} unseen prompts, the experiment wants {wants} (prompts.unseen)"))
+            continue
+        image = as_image(path.parent / picture, name=picture)
+        try:
+            image.check()
+        except ImageError as error:
+            problems.append(Problem(label, str(error)))
+            continue
+        items.append(
+            Item(
+                str(row.get("image_id") or picture),
+                image,
+                _prompts(experiment, prompt, tuple(unseen)),
+                str(row["category"]) if row.get("category") else None,
+            )
+        )
+    seen: set[str] = set()
+    for item in items:
+        if item.image_id in seen:
+            problems.append(Problem(item.image_id, "stands twice; image_id must be unique, it is the cluster of every interval"))
+        seen.add(item.image_id)
+    if problems:
+        raise ProblemsError(problems)
+    if not items:
+        raise UsageError(f"data.path: {str(path)!r} holds no rows")
+    return items
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"data.path: cannot read {str(path)!r}: {error}") from error
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UsageError(f"data.path: {path.name}:{number} is not JSON: {error}") from error
+                if not isinstance(row, dict):
+                    raise UsageError(f"data.path: {path.name}:{number} must be a JSON object")
+                yield row
+    elif path.suffix.lower() in (".csv", ".tsv"):
+        yield from csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    else:
+        raise UsageError(f"data.path: expected a .csv, .tsv or .jsonl file, got {path.name!r}")

@@ -1,0 +1,139 @@
+"""The store of an experiment: a run directory (isr/store.py) with the steps beside the cases.
+
+    experiment.json     the experiment as planned, its hash, versions (replaced atomically, only before the first step)
+    steps.jsonl         one `StepRow` per finished step, append-only
+    card.json           the result card (isr/bench/card.py)
+    .lock               held by the process that writes
+
+Only one process writes: workers hand their pictures and rows to it. The lock is the operating system's, so it goes with a
+killed process and never has to be removed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import IntegrityError, UsageError
+from ..schema import Record
+from ..store import RunFiles, is_digest, write_atomic
+from .plan import Kind
+
+__all__ = ["ExperimentFiles", "StepRow"]
+
+
+class StepRow(Record):
+    """A finished step.
+
+    Attributes:
+        key, kind, spec, inputs, prompt, seed: of the step.
+        digest: of its picture, or None (measurements). purified: of the picture that the editor was given, where purified.
+        result: what it recorded: verified perturbation, settings with the weights' fingerprint, metric values.
+        seconds: of its batch, divided by the batch's size. worker: who did it. at: when (ISO 8601 UTC).
+    """
+
+    key: str
+    kind: Kind
+    spec: dict[str, Any]
+    inputs: tuple[str, ...]
+    prompt: str | None = None
+    seed: int | None = None
+    digest: str | None = None
+    purified: str | None = None
+    result: dict[str, Any] = {}
+    seconds: float | None = None
+    worker: str = ""
+    at: str = ""
+
+
+@dataclass(frozen=True)
+class ExperimentFiles:
+    """Reading and writing of one experiment's folder."""
+
+    run: RunFiles
+
+    @classmethod
+    def at(cls, folder: str | Path) -> ExperimentFiles:
+        return cls(RunFiles.at(folder))
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
+
+    def exists(self) -> bool:
+        return (self.folder / "experiment.json").is_file()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the lock; a second process on the same run gets a clear error and changes nothing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "a+b") as file:
+            if not _try_lock(file.fileno()):
+                file.seek(0)
+                holder = file.read(64).decode("ascii", "replace").strip() or "unknown"
+                raise UsageError(
+                    f"run: another process (id {holder}) works on {str(self.folder)!r}; wait for it, or give another folder"
+                )
+            file.truncate(0)
+            file.write(str(os.getpid()).encode("ascii"))
+            file.flush()
+            yield  # closing the file gives the lock back
+
+    # ------------------------------------------------------------------------------------------------ records
+
+    def write_record(self, name: str, record: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomic(self.folder / name, text.encode("utf-8") + b"\n")
+
+    def read_record(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file() or path.is_symlink():
+            raise UsageError(f"run: {str(self.folder)!r} holds no {name}, so it is no experiment run")
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise IntegrityError(f"{path}: not valid JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise IntegrityError(f"{path}: expected a JSON object")
+        return found
+
+    # -------------------------------------------------------------------------------------------------- steps
+
+    def steps(self) -> dict[str, StepRow]:
+        """Finished steps by key; the first row of a key stands."""
+        found: dict[str, StepRow] = {}
+        for row in self.run._rows("steps.jsonl", StepRow):
+            for digest in (row.digest, row.purified):
+                if digest is not None and not is_digest(digest):
+                    raise IntegrityError(f"{self.folder}/steps.jsonl: {digest!r} is not a digest (64 hex digits)")
+            found.setdefault(row.key, row)
+        return found
+
+    def append_steps(self, rows: Sequence[StepRow]) -> None:
+        """Pictures must be there already: a row is what marks a step as done."""
+        self.run.append("steps.jsonl", rows)
+
+
+def _try_lock(handle: int) -> bool:
+    """The operating system's lock on a file, without waiting."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

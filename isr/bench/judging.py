@@ -1,0 +1,130 @@
+"""The judging of an experiment: its cases as `isr.stream` takes them, into the same run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .. import evaluation
+from ..cases import EditCase
+from ..comparing import edit_cases
+from ..engine.loop import run_anywhere
+from ..errors import UsageError
+from ..protocols import Judge
+from ..registry import RESOLVERS
+from ..report import Report
+from ..schema import NoVerdict
+from ..streaming import stream
+from .experiment import Experiment
+from .files import ExperimentFiles, StepRow
+from .plan import NONE, CaseSpec, Plan
+
+__all__ = ["Judged", "experiment_judges", "judge_open", "judge_run", "judging_arguments", "make_cases"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """cases: judged now (controls included). missing: cases whose pictures are not there yet."""
+
+    cases: int
+    missing: int
+
+
+def experiment_judges(experiment: Experiment, allow_hosts: Sequence[str] = ()) -> list[Judge]:
+    """The judges that the file names; servers given by @url need `--allow-host`."""
+    spec = list(experiment.judging.judges)
+    if len(spec) == 1:
+        spec = spec[0]  # type: ignore[assignment] # a preset stands alone
+    return list(RESOLVERS.load("judges")(spec, from_file=True, allow_hosts=list(allow_hosts)))
+
+
+def judging_arguments(experiment: Experiment) -> dict[str, Any]:
+    """Arguments of `isr.evaluate` that the file decides, without the judges."""
+    told = experiment.judging
+    rubric = None if told.rubric is None else experiment.folder / told.rubric
+    return {
+        "consensus": told.consensus, "votes": told.votes, "lazy": told.lazy, "max_side": told.max_side,
+        "max_cost": told.max_cost, "rubric": rubric,
+    }  # fmt: skip
+
+
+def make_cases(plan: Plan, files: ExperimentFiles, rows: Mapping[str, StepRow]) -> Iterator[EditCase]:
+    """Every case whose pictures are there, with its control; pictures are read from the run."""
+    for case in plan.cases:
+        edit, control = rows.get(case.edit), rows.get(case.control)
+        if edit is None or control is None or edit.digest is None or control.digest is None:
+            continue
+        yield _case(case, files, edit.digest, control.digest, seedable=bool(edit.result.get("seedable", True)))
+
+
+def _case(case: CaseSpec, files: ExperimentFiles, edit: str, control: str, *, seedable: bool) -> EditCase:
+    return EditCase(
+        files.run.image_path(edit),
+        case.prompt,
+        original=files.run.image_path(case.original),
+        control=files.run.image_path(control),
+        image_id=case.image_id,
+        method=case.method,
+        editor=case.target,
+        prompt_kind=case.prompt_kind,
+        category=case.category,
+        seed=case.seed if seedable else None,
+        purifier=None if case.purifier == NONE else case.purifier,
+        arm=case.arm,
+        tags={"source": case.source, "table": case.table, "redraw": case.redraw, "unseen": case.unseen, "step": case.edit},
+    )
+
+
+def judge_run(
+    plan: Plan,
+    files: ExperimentFiles,
+    judges: Sequence[Judge],
+    *,
+    cache: bool | str | Path = True,
+    progress: Any = None,
+) -> Judged:
+    """Judge what is not judged yet; rows are appended as they come.
+
+    Raises:
+        UsageError: the run was judged by other judges. JudgeStoppedError: a judge cannot be used; what was received is kept.
+    """
+    if not judges:
+        raise UsageError("judging.judges: the experiment names no judge; add judges = [\"…\"] to its [judging] table")
+    rows = files.steps()
+    ready = [c for c in plan.cases if c.edit in rows and c.control in rows]
+    arguments: dict[str, Any] = {"judges": list(judges), "cache": cache}
+    arguments |= judging_arguments(plan.experiment)
+    count = 0
+    for _ in stream(make_cases(plan, files, rows), out=files.folder, images=False, **arguments):
+        count += 1
+        if progress is not None:
+            progress(count)
+    return Judged(count, len(plan.cases) - len(ready))
+
+
+#: No verdicts that a higher spend cap or another try can still decide.
+_OPEN = frozenset({"over_budget", "exhausted", "expired", "judge_error"})
+
+
+def judge_open(
+    plan: Plan, files: ExperimentFiles, judges: Sequence[Judge], *, cache: bool | str | Path = True, every: bool = False
+) -> int:
+    """Ask again where a stored judgement is open (spend cap, exhausted retries), or with `every` wherever there is no
+    verdict; new rows are appended, and the last row of a (case, judge) stands. Returns how many were asked."""
+    if not files.run.exists():
+        return 0
+    again = {
+        j.case_id
+        for j in files.run.judgements()
+        if isinstance(j.answer, NoVerdict) and (every or j.answer.reason in _OPEN)
+    }
+    if not again:
+        return 0
+    arguments = {**judging_arguments(plan.experiment), "retry_no_verdicts": every, "on_bad_image": "skip"}
+    made = evaluation.plan(edit_cases(Report.load(files.folder)), judges=list(judges), cache=cache, **arguments)
+    made = replace(made, cases=tuple(c for c in made.cases if c.record.case_id in again))
+    report = run_anywhere(evaluation._run(made, False))
+    files.run.append("judgements.jsonl", report.judgement_records)
+    return len(again)

@@ -1,0 +1,256 @@
+"""What a worker does with one batch: pictures in, pictures and rows out. Reads and writes no files of the run.
+
+One thread per worker and one random generator per picture, so a batch gives the same bytes in whichever worker it lands
+(docs/definitions.md, section 12).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import PIL.Image
+
+from ..errors import UsageError
+from ..images import as_image
+from ..protocols import Editor
+from ..registry import RESOLVERS
+from .experiment import canonical_json
+from .files import StepRow
+from .plan import Step
+from .plugins import import_user_plugins
+
+__all__ = ["THREADS", "Batch", "Done", "Worker", "one_thread"]
+
+#: Read once by numerical libraries when they are loaded.
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A job with its pictures.
+
+    Attributes:
+        steps: of one kind and spec. pictures: PNG per input of each step. number: the job's place in the plan.
+    """
+
+    number: int
+    steps: tuple[Step, ...]
+    pictures: tuple[tuple[bytes, ...], ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished batch: one row per step, and PNG bytes by digest."""
+
+    number: int
+    rows: tuple[StepRow, ...]
+    pictures: Mapping[str, bytes] = field(repr=False)
+
+
+def one_thread() -> None:
+    """One compute thread for this process, whatever is loaded already."""
+    for name in THREADS:
+        os.environ[name] = "1"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+class Worker:
+    """Holds what is dear to load (one editor, one purifier) between batches."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._editors: dict[bytes, Editor] = {}
+        import_user_plugins()
+
+    def do(self, batch: Batch) -> Done:
+        """One batch.
+
+        Raises:
+            whatever the plugin raises, with a note that names the step's spec.
+        """
+        one_thread()
+        first = batch.steps[0]
+        started = time.perf_counter()
+        try:
+            if first.kind == "immunize":
+                made = self._immunize(batch)
+            elif first.kind == "edit":
+                made = self._edit(batch)
+            else:
+                made = self._measure(batch)
+        except Exception as error:
+            error.add_note(f"in the step {first.kind} {canonical_json(first.spec).decode('ascii')[:300]} ({first.key[:12]})")
+            raise
+        one_thread()
+        seconds = (time.perf_counter() - started) / len(batch.steps)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        pictures: dict[str, bytes] = {}
+        rows = []
+        for step, (picture, purified, result) in zip(batch.steps, made, strict=True):
+            rows.append(
+                StepRow(
+                    key=step.key, kind=step.kind, spec=dict(step.spec), inputs=step.inputs, prompt=step.prompt, seed=step.seed,
+                    digest=_keep(picture, pictures), purified=_keep(purified, pictures), result=result, seconds=round(seconds, 4),
+                    worker=self.name, at=at,
+                )
+            )  # fmt: skip
+        return Done(batch.number, tuple(rows), pictures)
+
+    # --------------------------------------------------------------------------------------------------- kinds
+
+    def _immunize(self, batch: Batch) -> list[_Made]:
+        from ..immunization import immunize
+
+        spec = batch.steps[0].spec
+        editor = None if spec["source"] is None else self._editor(spec["source"])
+        found = immunize(
+            [_open(p[0]) for p in batch.pictures],
+            [s.prompt for s in batch.steps],
+            attack=spec["attack"],
+            editor=editor,
+            seeds=[int(s.seed or 0) for s in batch.steps],
+            **spec["options"],
+        )
+        shared = {
+            "settings": dict(found.settings),
+            "editor": None if found.editor is None else dict(found.editor),
+            "budget": None if found.budget is None else found.budget.settings(),
+        }
+        return [
+            (image, None, _plain({**shared, "measured": asdict(m), "working_size": list(size), "cut": cut}))
+            for image, m, size, cut in zip(found.images, found.measured, found.working_sizes, found.cut, strict=True)
+        ]
+
+    def _edit(self, batch: Batch) -> list[_Made]:
+        spec = batch.steps[0].spec
+        images = [_open(p[0]) for p in batch.pictures]
+        seeds = [int(s.seed or 0) for s in batch.steps]
+        told: dict[str, Any] = {}
+        purified: Sequence[PIL.Image.Image | None] = [None] * len(images)
+        if spec["purifier"] is not None:
+            purifier = self._purifier(spec["purifier"])
+            images = _checked(purifier.purify(images, seeds=seeds), images, f"the purifier {purifier.name!r}", same_size=True)
+            purified = images
+            told["purifier"] = dict(purifier.settings())
+        editor = self._editor(spec["editor"])
+        prompts = [str(s.prompt) for s in batch.steps]
+        edits = _checked(
+            editor.edit(images, prompts, seeds=seeds, **spec["settings"]), images, f"the editor {editor.name!r}", same_size=False
+        )
+        told["editor"] = {"name": editor.name, **editor.settings(**spec["settings"])}
+        told["seedable"] = editor.traits.seedable
+        return [(edit, clean, _plain(told)) for edit, clean in zip(edits, purified, strict=True)]
+
+    def _measure(self, batch: Batch) -> list[_Made]:
+        from ..metrics import compute
+
+        names = list(batch.steps[0].spec["metrics"])
+        if batch.steps[0].spec.get("set"):
+            return [self._measure_set(names, pictures) for pictures in batch.pictures]
+        out: list[dict[str, Any]] = [{} for _ in batch.steps]
+        pairs = [(_open(p[0]), _open(p[1])) for p in batch.pictures]
+        # Pictures of different sizes have no pairwise metric: said per pair, never resized silently.
+        good = [i for i, (a, b) in enumerate(pairs) if a.size == b.size]
+        for i in set(range(len(pairs))) - set(good):
+            a, b = pairs[i]
+            out[i] = {n: {"value": None, "reason": f"sizes differ: {a.size} and {b.size}"} for n in names}
+        if good:
+            results = compute(
+                names,
+                [pairs[i][0] for i in good],
+                [pairs[i][1] for i in good],
+                prompts=[str(batch.steps[i].prompt) for i in good],
+            )
+            for name, found in results.items():
+                told = found.to_json()
+                for place, i in enumerate(good):
+                    value = told["values"][place]
+                    out[i][name] = {"value": value, **({"reason": found.reason} if value is None else {})}
+                    out[i][name] |= {"convention": found.convention, "higher_is_closer": found.higher_is_better}
+        return [(None, None, {"metrics": one}) for one in out]
+
+    @staticmethod
+    def _measure_set(names: list[str], pictures: Sequence[bytes]) -> _Made:
+        from ..metrics import compute
+
+        half = len(pictures) // 2
+        results = compute(names, [_open(p) for p in pictures[:half]], [_open(p) for p in pictures[half:]])
+        told = {
+            name: {
+                "value": found.to_json()["values"][0], "reason": found.reason, "convention": found.convention,
+                "higher_is_closer": found.higher_is_better,
+            }
+            for name, found in results.items()
+        }  # fmt: skip
+        return None, None, {"metrics": told}
+
+    # ------------------------------------------------------------------------------------------------- plugins
+
+    def _editor(self, record: Mapping[str, Any]) -> Editor:
+        key = canonical_json(record)
+        if key not in self._editors:
+            self._editors.clear()  # one at a time: a pipeline fills a GPU
+            made: Editor = RESOLVERS.load("editors")(record["name"], **record["options"])
+            self._editors[key] = made
+        return self._editors[key]
+
+    def _purifier(self, record: Mapping[str, Any]) -> Any:
+        options = dict(record["options"])
+        if record["editor"] is not None:
+            options["editor"] = self._editor(record["editor"])
+        return RESOLVERS.load("purifiers")(record["name"], **options)
+
+
+_Made = tuple[PIL.Image.Image | None, PIL.Image.Image | None, dict[str, Any]]
+
+
+def _open(png: bytes) -> PIL.Image.Image:
+    image = PIL.Image.open(io.BytesIO(png))
+    image.load()
+    return image
+
+
+def _keep(image: PIL.Image.Image | None, pictures: dict[str, bytes]) -> str | None:
+    """The digest of a picture; its PNG goes into `pictures`."""
+    if image is None:
+        return None
+    ref = as_image(image, name="result")
+    pictures.setdefault(ref.digest, ref.png())
+    return ref.digest
+
+
+def _checked(
+    returned: Sequence[Any], given: Sequence[PIL.Image.Image], what: str, *, same_size: bool
+) -> list[PIL.Image.Image]:
+    """The framework verifies what a plugin returns: count, mode, size."""
+    if len(returned) != len(given):
+        raise UsageError(f"{what} returned {len(returned)} pictures for {len(given)}; it must return one per picture")
+    for i, (image, before) in enumerate(zip(returned, given, strict=True)):
+        if not isinstance(image, PIL.Image.Image) or image.mode != "RGB":
+            came = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else type(image).__name__
+            raise UsageError(f"{what} must return 8-bit RGB PIL images; picture {i} is {came}")
+        if same_size and image.size != before.size:
+            raise UsageError(f"{what} changed the size of picture {i}: {before.size} → {image.size}")
+    return list(returned)
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able: infinite and undefined numbers as words, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)
