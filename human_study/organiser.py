@@ -11,7 +11,6 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from isr.errors import UsageError
-from isr.reporting.escape import csv_safe
 
 from .results import Progress, progress, ratings_table, tidy_table
 from .site import Form, RefusedError, Site
@@ -122,6 +121,8 @@ class OrganiserPages:
         return self.board(request, link=f"{self.site.base_url(request)}/enter/{secret}", label=rater.label)
 
     def export(self, request: Request, which: str) -> Response:
+        from isr.reporting.escape import csv_safe
+
         self._session(request)
         state = self.store.state()
         self.store.tell("organiser", "export", f"{which} while {state}")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from .store import Answer, Assignment, Rater, Store
 from .study import OVERALL
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["FAST_SECONDS", "Progress", "passed", "progress", "ratings_table", "tidy_table"]
 
@@ -101,6 +102,8 @@ def ratings_table(store: Store, *, comments: bool = False) -> pd.DataFrame:
 
     Training, repeats and attention checks are no ratings and are not here; withdrawn raters are nowhere.
     """
+    import pandas as pd
+
     standing = _standing(store)
     keys = [q.key for q in store.study.questions]
     rows: list[dict[str, Any]] = []
@@ -135,6 +138,8 @@ def tidy_table(store: Store, *, comments: bool = False) -> pd.DataFrame:
     answer ("yes", "no", "cannot judge"), seconds (of the whole item), order, revision, check ("passed"/"failed" for known
     answers, "same"/"different" for repeats, else empty).
     """
+    import pandas as pd
+
     standing = _standing(store)
     rows: list[dict[str, Any]] = []
     for rater in _counted(store):
