@@ -59,7 +59,7 @@ class Noise:
         return [self._one(image, int(seed)) for image, seed in zip(images, seeds, strict=True)]
 
     def _one(self, image: PIL.Image.Image, seed: int) -> PIL.Image.Image:
-        levels, draw = pixels(image), np.random.default_rng(seed)
+        levels, draw = pixels(image), np.random.default_rng(seed % 2**63)
         if self.kind == "sign":
             delta = self.budget.eps * (2.0 * draw.integers(0, 2, size=levels.shape) - 1.0)
         else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast, get_args, overload
 
@@ -95,19 +96,23 @@ def make_editor(editor: Any, **options: Any) -> Editor:
 def working_size(width: int, height: int, editor: Editor | None, size: int | None = None) -> Size:
     """(width, height) in which the perturbation of a picture is made.
 
-    The size in which the editor itself works on such a picture (`editor.working_size(height, width)`, where it has one),
-    else at most the editor's native side; sides are multiples of its `size_multiple`. Never larger than the picture, except
-    where a side is shorter than one multiple.
+    The size in which the editor itself works on such a picture (`editor.working_size(height, width)`, where it has one).
+    Where that has more than 1.5 times the pixels of the editor's native square (an editor that takes photos as they are),
+    or the editor has no such rule: the longest side is brought to the native one at most. Sides are multiples of the
+    editor's `size_multiple`; the picture is never enlarged except to one multiple.
 
     Args:
-        size: longest side to work at instead; a large photo at an editor without a native size needs much memory.
+        size: longest side to work at instead.
     """
-    multiple = 1 if editor is None else editor.traits.size_multiple
+    if editor is None:
+        return width, height
+    multiple, native = editor.traits.size_multiple, editor.traits.native_size
     own = getattr(editor, "working_size", None)
     if size is None and callable(own):
-        height, width = own(height, width)
-        return int(width), int(height)
-    longest = size if size is not None else None if editor is None else editor.traits.native_size
+        tall, wide = own(height, width)
+        if native is None or wide * tall <= 1.5 * native**2:
+            return int(wide), int(tall)
+    longest = size if size is not None else native
     scale = 1.0 if longest is None else min(1.0, longest / max(width, height))
 
     def side(value: int) -> int:
@@ -191,7 +196,6 @@ def immunize(
     numbers = _per_image("seeds", [seed + i for i in range(len(originals))] if seeds is None else seeds, originals)
     immunizer = make_attack(attack, **settings)
     made = None if editor is None else make_editor(editor)
-    _running(immunizer, progress, checkpoint)
     # A method that looks at no model works on the picture itself.
     free = made is None or bool(getattr(immunizer, "any_size", False))
     sizes = [i.size if free else working_size(*i.size, made, size) for i in originals]
@@ -203,7 +207,8 @@ def immunize(
         ]
         if "masks" not in inspect.signature(immunizer.immunize).parameters:
             raise UsageError(f"{immunizer.name} takes no masks; leave masks= out or use another attack")
-    returned = immunizer.immunize(works, texts, editor=made, seeds=numbers, **more)
+    with _running(immunizer, progress, checkpoint):
+        returned = immunizer.immunize(works, texts, editor=made, seeds=numbers, **more)
     budget = Budget.of(immunizer.settings())
     if len(returned) != len(works):
         raise UsageError(
@@ -279,10 +284,18 @@ def _per_image(name: str, values: Sequence[T], images: Sequence[Any]) -> list[T]
     return list(values)
 
 
-def _running(immunizer: Immunizer, progress: Any, checkpoint: Any) -> None:
-    """Progress and checkpoints reach immunizers that know of them (all of ours but noise, which needs neither)."""
-    for name, value in {"progress": progress, "checkpoint": checkpoint}.items():
-        if value not in (None, False) and hasattr(immunizer, name):
+@contextmanager
+def _running(immunizer: Immunizer, progress: Any, checkpoint: Any) -> Iterator[None]:
+    """Progress and checkpoints reach immunizers that know of them (all of ours but noise, which needs neither); what they
+    had before is put back."""
+    wanted = {"progress": progress, "checkpoint": checkpoint}
+    before = {n: getattr(immunizer, n) for n, v in wanted.items() if v not in (None, False) and hasattr(immunizer, n)}
+    try:
+        for name in before:
+            setattr(immunizer, name, wanted[name])
+        yield
+    finally:
+        for name, value in before.items():
             setattr(immunizer, name, value)
 
 

@@ -27,7 +27,10 @@ __all__ = ["immunize_photos", "photo_seed", "preview", "read_prompts"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 RECORD = "immunized.jsonl"
-_GPS, _ORIENTATION = 0x8825, 0x0112
+_EXIF_IFD = 0x8769
+#: Make, Model, DateTime, Artist, Copyright; exposure, aperture, ISO, times, flash, focal length, lens.
+_KEPT_TAGS = (0x010F, 0x0110, 0x0132, 0x013B, 0x8298)
+_KEPT_DETAILS = (0x829A, 0x829D, 0x8827, 0x9003, 0x9004, 0x9209, 0x920A, 0xA433, 0xA434)
 
 
 def immunize_photos(
@@ -206,14 +209,19 @@ def _save(image: PIL.Image.Image, target: Path, exif: bytes | None) -> None:
 
 
 def _exif(source: Path) -> bytes | None:
-    """Camera data without location and without orientation (it is in the pixels already)."""
+    """Camera, lens, exposure, time, author and copyright, copied tag by tag: no location, no maker's notes (some hold one),
+    no free text, no thumbnail (it would show the unprotected picture), no orientation (it is in the pixels already)."""
     with PIL.Image.open(source) as image:
-        exif = image.getexif()
-        if not exif:
-            return None
-        for tag in (_GPS, _ORIENTATION):
-            exif.pop(tag, None)
-        return exif.tobytes()
+        found = image.getexif()
+        inner = found.get_ifd(_EXIF_IFD)
+        kept = PIL.Image.Exif()
+        for tag in _KEPT_TAGS:
+            if tag in found:
+                kept[tag] = found[tag]
+        details = {tag: inner[tag] for tag in _KEPT_DETAILS if tag in inner}
+        if details:
+            kept.get_ifd(_EXIF_IFD).update(details)
+        return kept.tobytes() if kept or details else None
 
 
 def _files(photos: Sequence[str | Path]) -> list[Path]:

@@ -116,7 +116,9 @@ def test_working_sizes() -> None:
         def working_size(self, height: int, width: int) -> tuple[int, int]:
             return height // 2, width // 4
 
-    assert working_size(640, 480, Own()) == (160, 240)
+    assert working_size(640, 480, Own(None)) == (160, 240)
+    assert working_size(640, 480, Own(512)) == (160, 240)
+    assert working_size(4000, 3000, Own(512)) == (512, 384), "1000×1500 is far beyond what a 512 editor was made for"
     assert working_size(640, 480, Own(512), 256) == (256, 192)
 
 
@@ -244,6 +246,9 @@ def photos(tmp_path: Path) -> Path:
     exif = PIL.Image.Exif()
     exif[0x010F] = "Maker"
     exif[0x0112] = 6  # orientation: rotated
+    exif[0x010E] = "at home, 52.5 N"  # ImageDescription: free text
+    exif.get_ifd(0x8769)[0xA434] = "50 mm"
+    exif.get_ifd(0x8769)[0x927C] = b"maker's notes"
     exif.get_ifd(0x8825)[1] = "N"
     exif.get_ifd(0x8825)[2] = (52.0, 31.0, 0.0)
     smooth((50, 20), 2).save(folder / "two.jpg", exif=exif, quality=95)
@@ -304,7 +309,8 @@ def test_keep_exif_keeps_the_camera_and_drops_the_place(photos: Path, tmp_path: 
     command("immunize", str(photos / "two.jpg"), "--attack", "checker", "--out", str(out), *flags)
     exif = PIL.Image.open(out / "two.png").getexif()
     assert exif[0x010F] == "Maker"
-    assert 0x8825 not in exif
+    assert exif.get_ifd(0x8769) == {0xA434: "50 mm"}, "no maker's notes"
+    assert set(exif) == {0x010F, 0x8769}, "no location, no free text"
     assert 0x0112 not in exif, "the pixels are upright already"
     assert not (out / "previews").exists()
 
