@@ -80,7 +80,7 @@
       } else {
         const image = make("img");
         image.alt = `${LABELS[index]}: ${row.prompt}`;
-        image.loading = "lazy";
+        if (data.assets) image.loading = "lazy";
         image.decoding = "async";
         image.src = source(place);
         if (opens) {
@@ -238,7 +238,10 @@
     if (event.key in KEYS) {
       event.preventDefault();
       focus(Number(node.dataset.place) + KEYS[event.key]);
-    } else if (event.key === "Enter" && event.target === node) enlarge(Number(node.dataset.place));
+    } else if (event.key === "Enter" && event.target === node) {
+      event.preventDefault(); // or the same key press would click the viewer's first button
+      enlarge(Number(node.dataset.place));
+    }
   });
   viewer.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || !(event.key === "ArrowRight" || event.key === "ArrowLeft")) return;
