@@ -161,3 +161,26 @@ def test_literal_layers_of_sifm_on_a_unet(editors: dict[str, Any]) -> None:
         one_step(SIFM(layers=["nowhere"]), editor, clean, PROMPTS)
     found = one_step(SIFM(layers=[editor.layers()[0]]), editor, clean, PROMPTS)
     assert found.gradient.any()
+
+
+def test_photos_of_any_size_end_to_end(editors: dict[str, Any], tmp_path: Path) -> None:
+    """A folder of photos through `isr immunize`'s function: SIFM inside a real U-Net, budget read back from the files."""
+    from isr.photos import immunize_photos
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    pictures(1, (70, 45))[0].save(folder / "wide.jpg", quality=95)
+    pictures(1, (32, 32), seed=4)[0].save(folder / "square.png")
+    editor = editors["ip2p"]
+    settings = {"iterations": 2, "count": 2}
+    rows = immunize_photos(
+        [folder], tmp_path / "o", editor=editor, prompts="make the hat red", settings=settings, progress=False
+    )
+    assert [(r["file"], r["width"], r["height"]) for r in rows] == [("square.png", 32, 32), ("wide.png", 70, 45)]
+    assert rows[1]["working_size"] == [editor.working_size(45, 70)[1], editor.working_size(45, 70)[0]]
+    assert all(0 < r["levels"] <= 7 for r in rows)
+    assert not (tmp_path / "o" / ".unfinished").exists()
+    again = immunize_photos(
+        [folder], tmp_path / "o", editor=editor, prompts="make the hat red", settings=settings, progress=False
+    )
+    assert again == rows
