@@ -75,7 +75,8 @@ class Bench:
         self.out, self.batch = out, batch
         self.world = miniworld(n=n, split="design")
         self.members = [i for i in range(n) if i % only[1] == only[0]]
-        self.spent: dict[str, float] = {}
+        # Shards that run side by side must not clean up after one another.
+        self.unfinished = out / f"unfinished-{only[0]}-{only[1]}"
         recorded = json.dumps({"name": self.editor.name, **self.editor.settings()}, sort_keys=True, default=str)
         self.mark = hashlib.sha256(recorded.encode()).hexdigest()[:12]
         mark = out / "editor.json"
@@ -106,13 +107,13 @@ class Bench:
                 more = {} if arm.attack == "noise" else {"batch_size": self.batch, "rows": 64}
                 done = isr.immunize(
                     images, [self.world[i].prompt for i in chunk], attack=arm.attack, editor=self.editor,
-                    seeds=[self.seed(i) for i in chunk], checkpoint=self.out / "unfinished", **more, **all_settings(arm),
+                    seeds=[self.seed(i) for i in chunk], checkpoint=self.unfinished, **more, **all_settings(arm),
                 )  # fmt: skip
             seconds = (time.perf_counter() - started) / len(chunk)
             for i, image in zip(chunk, done, strict=True):
                 save(image, self.path("protected", arm, i))
             note(self.out / "seconds.jsonl", {"arm": arm.name, "n": len(chunk), "seconds_per_image": seconds})
-            for left in (self.out / "unfinished").glob("*"):
+            for left in (self.unfinished).glob("*"):
                 left.unlink()
             say(f"{arm.name}: {chunk[-1] + 1}/{len(self.world)} protected, {seconds:.1f} s per picture")
 
