@@ -81,7 +81,9 @@ def _manifest(experiment: Experiment) -> list[Item]:
             problems.append(Problem(label, "unseen must be a list of texts (CSV: columns unseen_1, unseen_2, …)"))
             continue
         if len(unseen) < wants:
-            problems.append(Problem(label, f"has {len(unseen)} unseen prompts, the experiment wants {wants} (prompts.unseen)"))
+            problems.append(
+                Problem(label, f"has {len(unseen)} unseen prompts, the experiment wants {wants} (prompts.unseen)")
+            )
             continue
         image = as_image(path.parent / picture, name=picture)
         try:
@@ -100,7 +102,9 @@ def _manifest(experiment: Experiment) -> list[Item]:
     seen: set[str] = set()
     for item in items:
         if item.image_id in seen:
-            problems.append(Problem(item.image_id, "stands twice; image_id must be unique, it is the cluster of every interval"))
+            problems.append(
+                Problem(item.image_id, "stands twice; image_id must be unique, it is the cluster of every interval")
+            )
         seen.add(item.image_id)
     if problems:
         raise ProblemsError(problems)

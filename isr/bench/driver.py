@@ -14,7 +14,7 @@ from ..lock import package_versions
 from .engine import Engine, Failed, StepError
 from .experiment import Experiment, canonical_json
 from .files import ExperimentFiles, StepRow
-from .plan import Job, Plan
+from .plan import KINDS, Job, Plan
 from .work import Batch, Done
 
 __all__ = ["LAYOUT", "Making", "begin", "make_pictures"]
@@ -36,13 +36,16 @@ class Making:
     differing: int = 0
 
 
-def begin(files: ExperimentFiles, experiment: Experiment) -> None:
+def begin(files: ExperimentFiles, plan: Plan) -> None:
     """Write experiment.json, or check that the folder belongs to this experiment. The experiment may have grown (more
     pictures, attacks, editors): what was done stays done.
 
     Raises:
         UsageError: the folder holds another experiment, or something else.
     """
+    experiment = plan.experiment
+    counts = {kind: plan.count(kind) for kind in KINDS}
+    counts |= {"cases": len(plan.cases), "controls": len({c.control for c in plan.cases})}
     if not files.exists():
         others = [p.name for p in files.folder.iterdir() if p.name != ".lock"] if files.folder.exists() else []
         if others:
@@ -51,7 +54,9 @@ def begin(files: ExperimentFiles, experiment: Experiment) -> None:
     else:
         stored = files.read_record("experiment.json")
         if stored.get("layout") != LAYOUT:
-            raise IntegrityError(f"{files.folder}: experiment layout {stored.get('layout')!r}, this version reads {LAYOUT}")
+            raise IntegrityError(
+                f"{files.folder}: experiment layout {stored.get('layout')!r}, this version reads {LAYOUT}"
+            )
         if stored.get("experiment", {}).get("name") != experiment.name:
             raise UsageError(
                 f"run: {str(files.folder)!r} holds the experiment {stored.get('experiment', {}).get('name')!r}, not {experiment.name!r}; "
@@ -62,10 +67,13 @@ def begin(files: ExperimentFiles, experiment: Experiment) -> None:
         if changed:
             told = ", ".join(f"{k} {stored['versions'][k]} → {now.get(k)}" for k in changed)
             warnings.warn(f"run: versions differ from those of the first start: {told}", stacklevel=2)
-        if stored.get("hash") == experiment.hash:
+        if stored.get("hash") == experiment.hash and stored.get("plan") == counts:
             return
-        stored["history"] = [*stored.get("history", []), stored.get("hash")]
-    files.write_record("experiment.json", {**stored, "hash": experiment.hash, "experiment": experiment.record()})
+        if stored.get("hash") != experiment.hash:
+            stored["history"] = [*stored.get("history", []), stored.get("hash")]
+    files.write_record(
+        "experiment.json", {**stored, "hash": experiment.hash, "plan": counts, "experiment": experiment.record()}
+    )
 
 
 class _Scheduler:
@@ -185,7 +193,9 @@ def make_pictures(
             return pictures[digest].png()
         stored = files.run.image_bytes(digest)
         if stored is None:
-            raise IntegrityError(f"{files.folder}: the picture {digest[:12]}… of a finished step is missing; unpack the run again")
+            raise IntegrityError(
+                f"{files.folder}: the picture {digest[:12]}… of a finished step is missing; unpack the run again"
+            )
         if as_image(stored, name=digest).digest != digest:
             raise IntegrityError(f"{files.run.image_path(digest)}: its pixels are not those of its name")
         return stored

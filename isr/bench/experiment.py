@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from ..errors import IsrError, UsageError
 from ..registry import ATTACKS, CONSENSUS, EDITORS, PURIFIERS, Registry
@@ -33,11 +43,23 @@ class _Part(BaseModel):
 def _registered(registry: Registry, name: str) -> str:
     """A name of the registry; "module:object", paths and unknown names raise."""
     if ":" in name or "/" in name or "\\" in name:
-        raise ValueError(f"{name!r} is not the name of an installed {registry.noun}; experiment files never name code or paths")
+        raise ValueError(
+            f"{name!r} is not the name of an installed {registry.noun}; experiment files never name code or paths"
+        )
     try:
         return registry.resolve(name)
     except IsrError as error:
         raise ValueError(str(error)) from error
+
+
+def _name_of(registry: Registry) -> BeforeValidator:
+    """A registered name; of a stored run any text, since its plugins need not be installed to read its numbers."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        stored = bool(info.context and info.context.get("stored"))
+        return value if stored or not isinstance(value, str) else _registered(registry, value)
+
+    return BeforeValidator(check)
 
 
 def _options(options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -48,7 +70,7 @@ def _options(options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
-Label = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f]+$")]
+Label = Annotated[str, Field(max_length=80, pattern=r"^[^\x00-\x1f]*$")]
 
 
 class DataEntry(_Part):
@@ -87,7 +109,7 @@ class PromptsEntry(_Part):
 class EditorEntry(_Part):
     """name: registered. label: as tables print it. options: of loading (device, source, …). settings: of an edit (steps, …)."""
 
-    name: Annotated[str, BeforeValidator(lambda v: _registered(EDITORS, v))]
+    name: Annotated[str, _name_of(EDITORS)]
     label: Label = ""
     options: Options = {}
     settings: dict[str, Any] = {}
@@ -101,7 +123,7 @@ class AttackEntry(_Part):
     """name: registered, or the paper's abbreviation. label: as tables print it. options: settings of the attack. table: "main"
     (Tables II–V), or any other word for a table of its own (VI "components", VII "lambda"). sources: only on these editors."""
 
-    name: Annotated[str, BeforeValidator(lambda v: _registered(ATTACKS, v))]
+    name: Annotated[str, _name_of(ATTACKS)]
     label: Label = ""
     options: Options = {}
     table: Label = "main"
@@ -123,13 +145,14 @@ def _purifier(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-def _purifier_names(text: str) -> str:
-    for link in text.split("+"):
-        _registered(PURIFIERS, link.partition(":")[0].strip())
+def _purifier_names(text: Any, info: ValidationInfo) -> Any:
+    if isinstance(text, str) and not (info.context and info.context.get("stored")):
+        for link in re.split(r"\+(?=[A-Za-z])", text):  # a plus inside a number ("1e+2") starts no link
+            _registered(PURIFIERS, link.partition(":")[0].strip())
     return text
 
 
-class _PurifierTable(_Part):
+class PurifierEntry(_Part):
     """name: "jpeg:75", a chain "jpeg:75+resize:0.5", or "vae". editor: label of the editor whose networks it uses."""
 
     name: Annotated[str, BeforeValidator(_purifier_names)]
@@ -141,14 +164,11 @@ class _PurifierTable(_Part):
         return self.name if self.editor is None else f"{self.name} ({self.editor})"
 
 
-PurifierEntry = _PurifierTable
-
-
 class JudgingEntry(_Part):
     """Who judges, as for `isr.evaluate`. judges: strings; empty: pictures and metrics only."""
 
     judges: tuple[str, ...] = ()
-    consensus: Annotated[str, BeforeValidator(lambda v: _registered(CONSENSUS, v))] = "strict"
+    consensus: Annotated[str, _name_of(CONSENSUS)] = "strict"
     votes: int = Field(default=1, ge=1)
     lazy: bool = False
     max_side: int | None = Field(default=None, ge=1)
@@ -272,13 +292,16 @@ class Experiment(_Part):
         return hashlib.sha256(canonical_json(self.record())).hexdigest()
 
     @classmethod
-    def of(cls, table: Mapping[str, Any], *, source: str, folder: Path = Path()) -> Experiment:
-        """From a parsed file. source: as errors call it. folder: where its relative paths start."""
+    def of(
+        cls, table: Mapping[str, Any], *, source: str, folder: Path | None = None, stored: bool = False
+    ) -> Experiment:
+        """From a parsed file. source: as errors call it. folder: where its relative paths start (default: here).
+        stored: of a finished run, whose plugins need not be installed."""
         try:
-            made = cls.model_validate(dict(table))
+            made = cls.model_validate(dict(table), context={"stored": stored})
         except ValidationError as error:
             raise UsageError(f"experiment {source}:\n" + "\n".join(_told(e) for e in error.errors())) from error
-        made._folder = folder
+        made._folder = Path() if folder is None else folder
         return made
 
 

@@ -12,6 +12,7 @@ from ..cases import EditCase
 from ..comparing import edit_cases
 from ..engine.loop import run_anywhere
 from ..errors import UsageError
+from ..images import ImageRef, as_image
 from ..protocols import Judge
 from ..registry import RESOLVERS
 from ..report import Report
@@ -60,11 +61,15 @@ def make_cases(plan: Plan, files: ExperimentFiles, rows: Mapping[str, StepRow]) 
 
 
 def _case(case: CaseSpec, files: ExperimentFiles, edit: str, control: str, *, seedable: bool) -> EditCase:
+    def picture(digest: str) -> ImageRef:
+        # Named by digest alone: a run can be moved, and its rows say nothing of this machine.
+        return as_image(files.run.image_path(digest), name=f"{digest[:16]}.png")
+
     return EditCase(
-        files.run.image_path(edit),
+        picture(edit),
         case.prompt,
-        original=files.run.image_path(case.original),
-        control=files.run.image_path(control),
+        original=picture(case.original),
+        control=picture(control),
         image_id=case.image_id,
         method=case.method,
         editor=case.target,
@@ -73,7 +78,13 @@ def _case(case: CaseSpec, files: ExperimentFiles, edit: str, control: str, *, se
         seed=case.seed if seedable else None,
         purifier=None if case.purifier == NONE else case.purifier,
         arm=case.arm,
-        tags={"source": case.source, "table": case.table, "redraw": case.redraw, "unseen": case.unseen, "step": case.edit},
+        tags={
+            "source": case.source,
+            "table": case.table,
+            "redraw": case.redraw,
+            "unseen": case.unseen,
+            "step": case.edit,
+        },
     )
 
 
@@ -91,7 +102,7 @@ def judge_run(
         UsageError: the run was judged by other judges. JudgeStoppedError: a judge cannot be used; what was received is kept.
     """
     if not judges:
-        raise UsageError("judging.judges: the experiment names no judge; add judges = [\"…\"] to its [judging] table")
+        raise UsageError('judging.judges: the experiment names no judge; add judges = ["…"] to its [judging] table')
     rows = files.steps()
     ready = [c for c in plan.cases if c.edit in rows and c.control in rows]
     arguments: dict[str, Any] = {"judges": list(judges), "cache": cache}

@@ -142,7 +142,9 @@ class LocalEngine:
         device = self.devices[index % len(self.devices)] if self.devices else None
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(name, theirs), name=name, daemon=True)
-        with _environment({**dict.fromkeys(THREADS, "1"), **({} if device is None else {"CUDA_VISIBLE_DEVICES": device})}):
+        with _environment(
+            {**dict.fromkeys(THREADS, "1"), **({} if device is None else {"CUDA_VISIBLE_DEVICES": device})}
+        ):
             process.start()  # numerical libraries read these once, when the child loads them
         theirs.close()
         return _Hand(name, device, process, ours)
@@ -160,7 +162,10 @@ class LocalEngine:
                 if self._deaths[batch.number] >= MAX_DEATHS:
                     code = hand.process.exitcode
                     self._failed.append(
-                        Failed(batch.number, f"its worker died {MAX_DEATHS} times (exit status {code}); out of memory is the usual cause")
+                        Failed(
+                            batch.number,
+                            f"its worker died {MAX_DEATHS} times (exit status {code}); out of memory is the usual cause",
+                        )
                     )
                     continue
             fresh.batches.append((batch, resource))

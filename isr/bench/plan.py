@@ -10,17 +10,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .dataset import Item
 from .experiment import AttackEntry, EditorEntry, Experiment, PurifierEntry, canonical_json
 
 __all__ = [
-    "NONE", "PIPELINE", "SET_METRICS", "CaseSpec", "Cell", "Job", "Kind", "Plan", "Step", "cell_of", "editor_record", "image_seed",
+    "KINDS", "NONE", "PIPELINE", "SET_METRICS", "CaseSpec", "Cell", "Job", "Kind", "Plan", "Step", "cell_of", "editor_record", "image_seed",
     "make_plan", "step_key",
 ]  # fmt: skip
 
 Kind = Literal["immunize", "edit", "measure"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 #: Metrics with one value for a whole set of pictures; the others have one per pair.
 SET_METRICS = frozenset({"fid", "precision"})
 #: No purifier, as tables print it.
@@ -59,7 +60,12 @@ class Step:
 
     @classmethod
     def of(
-        cls, kind: Kind, spec: Mapping[str, Any], inputs: Sequence[str], prompt: str | None = None, seed: int | None = None
+        cls,
+        kind: Kind,
+        spec: Mapping[str, Any],
+        inputs: Sequence[str],
+        prompt: str | None = None,
+        seed: int | None = None,
     ) -> Step:
         return cls(step_key(kind, spec, inputs, prompt, seed), kind, spec, tuple(inputs), prompt, seed)
 
@@ -177,7 +183,11 @@ class _Builder:
     def immunize(self, attack: AttackEntry | None, source: EditorEntry | None, item: Item) -> Step:
         if attack is None:
             noise = self.experiment.noise
-            spec: dict[str, Any] = {"attack": "noise", "options": {} if noise is None else dict(noise.options), "source": None}
+            spec: dict[str, Any] = {
+                "attack": "noise",
+                "options": {} if noise is None else dict(noise.options),
+                "source": None,
+            }
         else:
             made_on = None if source is None else editor_record(source)
             spec = {"attack": attack.name, "options": dict(attack.options), "source": made_on}
@@ -225,7 +235,9 @@ class _Builder:
             cells.setdefault(cell_of(case), []).append(case)
         spec = {"metrics": names, "against": "control", "set": True}
         return {
-            cell: self.step("measure", spec, [f"step:{c.edit}" for c in members] + [f"step:{c.control}" for c in members]).key
+            cell: self.step(
+                "measure", spec, [f"step:{c.edit}" for c in members] + [f"step:{c.control}" for c in members]
+            ).key
             for cell, members in cells.items()
         }
 

@@ -88,7 +88,9 @@ class Worker:
             else:
                 made = self._measure(batch)
         except Exception as error:
-            error.add_note(f"in the step {first.kind} {canonical_json(first.spec).decode('ascii')[:300]} ({first.key[:12]})")
+            error.add_note(
+                f"in the step {first.kind} {canonical_json(first.spec).decode('ascii')[:300]} ({first.key[:12]})"
+            )
             raise
         one_thread()
         seconds = (time.perf_counter() - started) / len(batch.steps)
@@ -138,13 +140,18 @@ class Worker:
         purified: Sequence[PIL.Image.Image | None] = [None] * len(images)
         if spec["purifier"] is not None:
             purifier = self._purifier(spec["purifier"])
-            images = _checked(purifier.purify(images, seeds=seeds), images, f"the purifier {purifier.name!r}", same_size=True)
+            images = _checked(
+                purifier.purify(images, seeds=seeds), images, f"the purifier {purifier.name!r}", same_size=True
+            )
             purified = images
             told["purifier"] = dict(purifier.settings())
         editor = self._editor(spec["editor"])
         prompts = [str(s.prompt) for s in batch.steps]
         edits = _checked(
-            editor.edit(images, prompts, seeds=seeds, **spec["settings"]), images, f"the editor {editor.name!r}", same_size=False
+            editor.edit(images, prompts, seeds=seeds, **spec["settings"]),
+            images,
+            f"the editor {editor.name!r}",
+            same_size=False,
         )
         told["editor"] = {"name": editor.name, **editor.settings(**spec["settings"])}
         told["seedable"] = editor.traits.seedable

@@ -33,13 +33,22 @@ class ToyAttack:
         return {"attack": self.name, "levels": self.levels, "budget": {"norm": "linf", "eps": eps}}
 
     def immunize(
-        self, images: Sequence[PIL.Image.Image], prompts: Sequence[str | None], *, editor: Any = None, seeds: Sequence[int]
+        self,
+        images: Sequence[PIL.Image.Image],
+        prompts: Sequence[str | None],
+        *,
+        editor: Any = None,
+        seeds: Sequence[int],
     ) -> list[PIL.Image.Image]:
         out = []
         for image, seed in zip(images, seeds, strict=True):
             base = np.asarray(image)
             signs = 2.0 * np.random.default_rng(seed).integers(0, 2, size=base.shape) - 1.0
-            out.append(PIL.Image.fromarray(quantise(base, base / 255 + signs * self.levels / 255, Budget("linf", self.levels / 255))))
+            out.append(
+                PIL.Image.fromarray(
+                    quantise(base, base / 255 + signs * self.levels / 255, Budget("linf", self.levels / 255))
+                )
+            )
         return out
 
 
@@ -50,7 +59,14 @@ class ToyEditor:
     traits = Traits(white_box=False, size_multiple=1, family="toy")
 
     def __init__(
-        self, *, log: str = "", sleep: float = 0.0, die_once: str = "", fail_on: str = "", always_die: bool = False, weights: str = "w0"
+        self,
+        *,
+        log: str = "",
+        sleep: float = 0.0,
+        die_once: str = "",
+        fail_on: str = "",
+        always_die: bool = False,
+        weights: str = "w0",
     ) -> None:
         self.log, self.sleep, self.die_once, self.fail_on, self.always_die = log, sleep, die_once, fail_on, always_die
         self.weights = os.environ.get("TOY_WEIGHTS", weights)

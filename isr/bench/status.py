@@ -1,0 +1,33 @@
+"""How far an experiment is, from its folder alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from ..schema import NoVerdict
+from .files import ExperimentFiles
+from .plan import KINDS
+
+__all__ = ["status_text"]
+
+
+def status_text(folder: str | Path) -> str:
+    """Steps done of those planned at the last start, judged cases, and missing verdicts."""
+    files = ExperimentFiles.at(folder)
+    info = files.read_record("experiment.json")
+    planned = info.get("plan", {})
+    done = Counter(row.kind for row in files.steps().values())
+    lines = [f"{info.get('experiment', {}).get('name', '?')}  ({folder})"]
+    for kind in KINDS:
+        if planned.get(kind) or done[kind]:
+            lines.append(f"  {kind:10} {done[kind]:,} of {planned.get(kind, 0):,}")
+    if info.get("experiment", {}).get("judging", {}).get("judges"):
+        cases = len(files.run.cases()) if files.run.exists() else 0
+        every = planned.get("cases", 0) + planned.get("controls", 0)
+        lines.append(f"  {'judged':10} {cases:,} of {every:,} cases, controls among them")
+    if files.run.exists():
+        missing = Counter(j.answer.reason for j in files.run.judgements() if isinstance(j.answer, NoVerdict))
+        if missing:
+            lines.append(f"  {'no verdict':10} " + ", ".join(f"{n} × {r}" for r, n in missing.most_common()))
+    return "\n".join(lines)

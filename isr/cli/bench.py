@@ -1,0 +1,221 @@
+"""isr run, isr status, isr tables, isr check, isr pack, isr import, isr figure"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..bench.engine import Engine
+    from . import Subparsers
+
+__all__ = ["register"]
+
+
+def register(commands: Subparsers) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run an experiment: immunize, purify, edit, measure, judge",
+        description="The same command goes on where an interrupted run stopped; what is done is never done again.",
+    )
+    run.add_argument("experiment", metavar="EXPERIMENT", help="a TOML file, or quick, miniworld, paper")
+    run.add_argument("--out", type=Path, metavar="RUN", help="run directory (default: runs/NAME)")
+    run.add_argument(
+        "--dry-run", action="store_true", help="print the plan: steps, judgements, disk, time, money; does nothing"
+    )
+    run.add_argument("--engine", choices=("local", "ray"), default="local")
+    run.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one per GPU, else per core; 0: this one)"
+    )
+    run.add_argument("--gpus", type=float, metavar="G", help="GPUs per worker, fractions allowed (ray)")
+    run.add_argument("--address", metavar="HOST", help="a running Ray cluster (ray; default: this machine)")
+    run.add_argument("--keep-going", action="store_true", help="after a failed batch, do all that does not rest on it")
+    run.add_argument("--no-judging", action="store_true", help="pictures and metrics only")
+    run.add_argument(
+        "--allow-host", action="append", default=[], metavar="HOST", help="a judge's server that the file may name"
+    )
+    run.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="where judges' replies are kept (default: the user's cache)"
+    )
+    run.add_argument("--no-cache", action="store_true", help="keep replies in the run only")
+    run.add_argument("--retry-no-verdicts", action="store_true", help="ask again wherever there is no verdict")
+    run.add_argument("--quiet", action="store_true", help="no progress")
+    run.set_defaults(run=_run)
+
+    status = commands.add_parser("status", help="what of an experiment is done")
+    status.add_argument("run_folder", type=Path, metavar="RUN")
+    status.set_defaults(run=_status)
+
+    tables = commands.add_parser("tables", help="the paper's tables from a run: Markdown, LaTeX, CSV, HTML")
+    tables.add_argument("run_folder", type=Path, metavar="RUN")
+    tables.add_argument("--out", type=Path, metavar="FOLDER", help="default: tables/ in the run")
+    tables.add_argument("--reported", default="", metavar="II,III,…", help="also print these published tables")
+    tables.add_argument("--resamples", type=int, default=10_000)
+    tables.set_defaults(run=_tables)
+
+    check = commands.add_parser("check", help="is a run what it claims to be? hashes, budgets, answers; offline")
+    check.add_argument("run_folder", type=Path, metavar="RUN")
+    check.set_defaults(run=_check)
+
+    pack = commands.add_parser("pack", help="one ZIP of a run for reviewers")
+    pack.add_argument("run_folder", type=Path, metavar="RUN")
+    pack.add_argument("--out", type=Path, metavar="ZIP", help="default: RUN.zip")
+    pack.add_argument("--no-images", action="store_true")
+    pack.set_defaults(run=_pack)
+
+    bring = commands.add_parser("import", help="another repository's edits as a manifest, paired by file name")
+    bring.add_argument("folder", type=Path, metavar="FOLDER")
+    bring.add_argument(
+        "--rules", type=Path, required=True, metavar="TOML", help="patterns of names (docs/benchmark.md)"
+    )
+    bring.add_argument("--out", type=Path, required=True, metavar="MANIFEST.jsonl")
+    bring.set_defaults(run=_import)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from ..bench.card import write_card
+    from ..bench.dataset import load_items
+    from ..bench.driver import begin, folder_of, make_pictures
+    from ..bench.estimate import dry_run
+    from ..bench.experiment import load_experiment
+    from ..bench.files import ExperimentFiles
+    from ..bench.judging import experiment_judges, judge_open, judge_run
+    from ..bench.plan import make_plan
+    from ..bench.plugins import import_user_plugins
+    from ..bench.results import Results
+    from ..bench.tables import write_tables
+    from ..errors import IsrError
+
+    import_user_plugins()
+    experiment = load_experiment(options.experiment)
+    plan = make_plan(experiment, load_items(experiment))
+    folder = folder_of(experiment, options.out)
+    files = ExperimentFiles.at(folder)
+    if options.dry_run:
+        judges: Any
+        try:
+            judges = experiment_judges(experiment, options.allow_host) if experiment.judging.judges else []
+        except IsrError as error:
+            judges = error
+        print(
+            f"{experiment.name}: {len(plan.items)} pictures → {folder}\n{dry_run(plan, files.steps(), judges).text()}"
+        )
+        return 0
+    wants_judges = bool(experiment.judging.judges) and not options.no_judging
+    # A judge that cannot be used is found before hours of edits, not after them.
+    asked = experiment_judges(experiment, options.allow_host) if wants_judges else []
+    cache: Any = False if options.no_cache else options.cache or True
+    with files.writing():
+        begin(files, plan)
+        engine = _engine(options)
+        with _Bar("steps", len(plan.steps), options.quiet) as bar:
+            made = make_pictures(plan, files, engine, keep_going=options.keep_going, progress=bar.to)
+        print(
+            f"{made.done} steps done, {made.skipped} were there"
+            + (f", {made.differing} differ from before" if made.differing else "")
+        )
+        if wants_judges:
+            again = judge_open(plan, files, asked, cache=cache, every=options.retry_no_verdicts)
+            with _Bar("cases", None, options.quiet) as bar:
+                judged = judge_run(plan, files, asked, cache=cache, progress=bar.to_count)
+            print(f"{judged.cases} cases judged" + (f", {again} asked again" if again else ""))
+        results = Results(folder)
+        write_tables(results, folder / "tables")
+        write_card(results, engine=engine.describe())
+    if results.report is not None:
+        print("\n" + results.report.summary())
+    print(f"\nrun: {folder}\ntables: {folder / 'tables' / 'tables.md'}\ncard: {folder / 'card.json'}")
+    return 0
+
+
+def _engine(options: argparse.Namespace) -> Engine:
+    if options.engine == "ray":
+        from ..bench.ray_engine import RayEngine
+
+        return RayEngine(options.workers, gpus=options.gpus, address=options.address)
+    if options.workers == 0:
+        from ..bench.engine import InlineEngine
+
+        return InlineEngine()
+    from ..bench.local_engine import LocalEngine
+
+    return LocalEngine(options.workers)
+
+
+class _Bar:
+    """Progress where a person watches."""
+
+    def __init__(self, unit: str, total: int | None, quiet: bool) -> None:
+        from tqdm.auto import tqdm
+
+        self._bar: Any = tqdm(total=total, unit=unit, disable=True if quiet else None, dynamic_ncols=True)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+
+    def to(self, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def to_count(self, done: int) -> None:
+        self._bar.update(done - self._bar.n)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from ..bench.status import status_text
+
+    print(status_text(options.run_folder))
+    return 0
+
+
+def _tables(options: argparse.Namespace) -> int:
+    from ..bench.results import Results
+    from ..bench.tables import make_tables, write_tables
+    from ..errors import UsageError
+
+    wanted = [n.strip().upper() for n in options.reported.split(",") if n.strip()]
+    unknown = [n for n in wanted if n not in ("II", "III", "IV", "V", "VI", "VII")]
+    if unknown:
+        raise UsageError(f"--reported: {unknown[0]!r} is none of II, III, IV, V, VI, VII")
+    results = Results(options.run_folder, n_boot=options.resamples)
+    out = options.out or options.run_folder / "tables"
+    for table in make_tables(results, also_reported=wanted):
+        print(table.markdown())
+    write_tables(results, out, also_reported=wanted)
+    print(f"tables: {out}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from ..bench.checking import check_run
+
+    found = check_run(options.run_folder)
+    print(found.text(), file=sys.stdout if found.ok else sys.stderr)
+    return 0 if found.ok else 1
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from ..bench.packing import pack_run
+
+    folder = options.run_folder
+    out = options.out or folder.with_name(folder.name + ".zip")
+    print(f"packed: {pack_run(folder, out, images=not options.no_images)}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from ..bench.importing import import_folder, load_rules
+
+    found = import_folder(options.folder, load_rules(options.rules), rules_folder=options.rules.parent)
+    path = found.write(options.out, options.folder)
+    print(
+        f"{len(found.rows)} edits in {path}; {found.without_original} without original, {found.without_control} without control, "
+        f"{found.without_immunized} without immunized picture; {len(found.unmatched)} pictures fit no pattern"
+    )
+    print(f"next: isr evaluate {path}")
+    return 0
