@@ -78,17 +78,17 @@ class RaterPages:
         assert session.rater is not None  # noqa: S101 - sessions of the role "rater" carry one
         return session, session.rater
 
-    def frontier(self, rater: Rater) -> int | None:
-        """The first unanswered position, None where all are answered."""
-        done = self.store.answered(rater.id)
+    def frontier(self, rater: Rater, done: set[int] | None = None) -> int | None:
+        """The first unanswered position, None where all are answered. done: the answered assignments, if they were read."""
+        done = self.store.answered(rater.id) if done is None else done
         return next((a.position for a in self.store.assignments(rater.id) if a.id not in done), None)
 
-    def home(self, rater: Rater) -> str:
+    def home(self, rater: Rater, done: set[int] | None = None) -> str:
         if not rater.consented:
             return "/consent"
         if not rater.begun:
             return "/instructions"
-        position = self.frontier(rater)
+        position = self.frontier(rater, done)
         return "/done" if position is None else f"/item/{position}"
 
     def _gate(self, rater: Rater) -> Response | None:
@@ -185,17 +185,20 @@ class RaterPages:
         if (instead := self._gate(rater)) is not None:
             return instead
         place, item = self._place(rater, position)
-        frontier = self.frontier(rater)
+        done = self.store.answered(rater.id)
+        frontier = self.frontier(rater, done)
         if frontier is not None and position > frontier:
             return _go(f"/item/{frontier}")
-        return self._item(session, rater, place, item, self.store.current(place.id))
+        return self._item(
+            session, rater, place, item, self.store.current(place.id) if place.id in done else None, done=done
+        )
 
     def _item(
         self, session: Session, rater: Rater, place: Assignment, item: StudyItem, answer: Answer | None,
-        *, status: int = 200, problem: str = "", typed: Form | None = None,
+        *, done: set[int] | None = None, status: int = 200, problem: str = "", typed: Form | None = None,
     ) -> Response:  # fmt: skip
         places = self.store.assignments(rater.id)
-        done = self.store.answered(rater.id)
+        done = self.store.answered(rater.id) if done is None else done
         practice = [p for p in places if p.kind == "training"]
         shown = [("original", item.original), ("edited", item.edited)]
         chosen = {} if answer is None else {key: _WORDS[value] for key, value in answer.said.items()}
@@ -210,7 +213,7 @@ class RaterPages:
             total=len(places) - len(practice), done=len(done), places=len(places), prompt=item.prompt,
             pictures=[{"role": role, "digest": d, "size": self.pictures.size(d)} for role, d in shown if d is not None],
             questions=self._questions(), chosen=chosen, comment=comment, answered=place.id in done,
-            back=None if place.position == 1 else f"/item/{place.position - 1}", home=self.home(rater),
+            back=None if place.position == 1 else f"/item/{place.position - 1}", home=self.home(rater, done),
             key=secrets.token_urlsafe(24), csrf=self.site.csrf(session), shown=_now(), problem=problem,
             who=hashlib.sha256(f"{self.store.server_key}:{rater.id}".encode()).hexdigest()[:12],
             preload=[] if following is None else [d for d in (following.original, following.edited) if d],
