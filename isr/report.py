@@ -425,6 +425,12 @@ class Report:
             return render(self)
         return write(self, path, assets=assets).read_text("utf-8")
 
+    def figures(self, folder: str | Path, *, suffix: str = "pdf") -> dict[str, str]:
+        """Draw what this run has data for (needs the extra `plots`); name → path, or why a picture is absent."""
+        from .reporting.figures import save_figures
+
+        return save_figures(self, folder, suffix=suffix)
+
     def methods_text(self) -> str:
         """The sentence for a paper's methods section and the BibTeX to cite, made from the judge lock."""
         from .reporting.methods import methods_text

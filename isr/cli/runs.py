@@ -27,6 +27,9 @@ def register(commands: Subparsers) -> None:
     )
     report.add_argument("--latex", action="store_true", help="print the table in the paper's shape")
     report.add_argument("--methods", action="store_true", help="print the sentence and BibTeX for a paper")
+    report.add_argument(
+        "--figures", type=Path, metavar="FOLDER", help="draw ISR, differences, agreement and disagreement as PDF"
+    )
     report.add_argument("--csv", type=Path, metavar="FILE", help="write all judgements in long form")
     report.set_defaults(run=_report)
 
@@ -57,6 +60,11 @@ def _report(options: argparse.Namespace) -> int:
     if options.html:
         report.to_html(options.html, assets=options.assets)
         print(f"report: {options.html}")
+    if options.figures:
+        from ..reporting.figures import save_figures
+
+        for name, told in save_figures(report, options.figures).items():
+            print(f"{name}: {told}")
     if options.csv:
         csv_safe(report.judgements).to_csv(options.csv, index=False)
         print(f"judgements: {options.csv}")

@@ -355,3 +355,12 @@ def test_the_demo_runs_and_says_what_it_is(tmp_path: Path, capsys: pytest.Captur
     assert "stand-ins" in out
     assert (tmp_path / "demo" / "report.html").stat().st_size > 1000
     assert isr.Report.load(tmp_path / "demo").isr == 7 / 12
+
+
+def test_figures_are_drawn_where_the_run_has_the_data(report: isr.Report, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    told = report.figures(tmp_path / "f", suffix="png")
+    assert (tmp_path / "f" / "isr.png").read_bytes().startswith(b"\x89PNG")
+    assert set(told) == {"isr", "differences", "agreement", "disagreement"}
+    assert told["differences"].startswith("absent: ")  # m1 and m2 share no prompt here
+    assert (tmp_path / "f" / "agreement.png").is_file()
