@@ -19,6 +19,7 @@ if (_root / "pyproject.toml").is_file() and (_root / "judges" / "__init__.py").i
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import batching as batch  # noqa: F401
     from .agreeing import agreement as agreement
     from .cases import EditCase as EditCase
     from .comparing import bridge as bridge
@@ -60,6 +61,7 @@ _PUBLIC = {
     "aevaluate": "evaluation",
     "agreement": "agreeing",
     "astream": "streaming",
+    "batch": "batching",
     "bridge": "comparing",
     "compare": "comparing",
     "estimate": "estimation",

@@ -21,7 +21,7 @@ def cost_table(report: Report) -> pd.DataFrame:
 
     Columns: judge; calls (received in all), cached (of them, answered from the cache by this run); cost (what all received
     replies cost when they were made); per_decided (cost / cases of any arm whose consensus is decided); lazy_saving (spent on
-    cases on which an earlier judge had said "not defeated"; 0 for the first); batch_saving (cost × (1 − batch factor)).
+    cases on which an earlier judge had said "not defeated"; 0 for the first); batch_saving (cost of the live calls × (1 − batch factor)).
     """
     prices = Prices.load()
     decided = sum(o.value != "undetermined" for o in report.outcomes)
@@ -40,7 +40,9 @@ def cost_table(report: Report) -> pd.DataFrame:
             if any(e is not None and isinstance(e.answer, Verdict) and not e.answer.defeated for e in earlier):
                 skippable += sum(c.cost or 0.0 for c in judgement.calls)
         price = prices.find(judge_model(identities.get(name, {})) or name)
-        batch = None if price is None or price.batch is None or total is None else total * (1 - price.batch)
+        # A call without attempts came through a batch and was charged as such.
+        live = sum(c.cost for c in calls if c.cost is not None and c.attempts)
+        batch = None if price is None or price.batch is None or total is None else live * (1 - price.batch)
         rows.append(
             {
                 "judge": name,

@@ -31,7 +31,7 @@ def study(n: int = N, **more: Any) -> dict[str, Any]:
 
 def judge_at(service: str, server: Loopback, model: str = "m-1", **options: Any) -> Any:
     options = {"base_url": server.url, "api_key": server.key, "name": f"{service}:{model}", **options}
-    if service == "openai":
+    if service in ("openai", "compatible"):
         return OpenAIJudge(model, **options)
     return GeminiJudge(model, batch_form="inline" if service == "gemini-inline" else "file", **options)
 
