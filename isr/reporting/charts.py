@@ -12,7 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .text import percent, percent_range, points
+from .page import signed
+from .text import percent, percent_range
 
 __all__ = ["Row", "axis", "excess_strip", "rows_of", "strip"]
 
@@ -95,8 +96,8 @@ def excess_strip(value: float, low: float, high: float, bounds: tuple[float, flo
         return (min(max(v, -1.0), 1.0) + 1) / 2
 
     words = (
-        f"excess {points(value)} points, interval {points(low)} to {points(high)}, "
-        f"bounds {points(bounds[0])} to {points(bounds[1])}"
+        f"excess {signed(value)} points, interval {signed(low)} to {signed(high)}, "
+        f"bounds {signed(bounds[0])} to {signed(bounds[1])}"
     )
     parts = [_grid(zero=0.5), _bar("bounds", place(bounds[0]), place(bounds[1]), 5)]
     parts.append(_interval("interval", place(low), place(high)))

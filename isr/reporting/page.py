@@ -16,7 +16,12 @@ from markupsafe import Markup
 
 from .text import percent, percent_range, points
 
-__all__ = ["Inlined", "environment", "inlined", "json_island"]
+__all__ = ["Inlined", "environment", "inlined", "json_island", "signed"]
+
+
+def signed(value: float) -> str:
+    """A difference in percentage points, with a true minus sign."""
+    return points(value).replace("-", "−")
 
 
 @cache
@@ -29,7 +34,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(pct=percent, points=points)
+    made.filters.update(pct=percent, points=signed)
     made.globals.update(range_of=percent_range)
     return made
 

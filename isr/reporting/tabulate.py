@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..schema import NoVerdict, Verdict
-from .text import percent, percent_range, points
+from .page import signed
+from .text import percent, percent_range
 
 if TYPE_CHECKING:
     from ..report import Report
@@ -81,7 +82,7 @@ def _span(low: Any, high: Any) -> Cell:
 def _points_span(low: Any, high: Any) -> Cell:
     if not (_given(low) and _given(high)):
         return Cell("n/a")
-    return Cell(f"[{points(low)}, {points(high)}]", float(low))
+    return Cell(f"[{signed(low)}, {signed(high)}]", float(low))
 
 
 def _names(columns: Sequence[str], *, facet: bool) -> tuple[Column, ...]:
@@ -148,7 +149,7 @@ def control_table(report: Report, columns: Sequence[str], caption: str) -> tuple
     rows = []
     for r in records:
         excess = (
-            Cell(points(r["excess"]), float(r["excess"])) if _given(r["excess"]) else Cell("absent", None, r["reason"])
+            Cell(signed(r["excess"]), float(r["excess"])) if _given(r["excess"]) else Cell("absent", None, r["reason"])
         )
         rows.append(
             (
