@@ -87,6 +87,7 @@ def gallery(report: Report, *, budget: int, assets: Path | None = None) -> Galle
             "outcome": outcome[case.case_id],
             "rank": rank(case),
             "pictures": numbers,
+            "has": [case.original is not None, control is not None, True],
             "state": state,
             "names": [n for n in (case.id, case.edited_name) if n],
             "answers": [_answer(j) for j in said.get(case.case_id, ())],

@@ -72,8 +72,7 @@
   function pictures(row, opens) {
     const shown = [];
     row.pictures.forEach((place, index) => {
-      const asked = index === 1 ? row.control !== undefined : true;
-      if (place === null && !asked) return;
+      if (place === null && !row.has[index]) return;
       const figure = make("figure");
       if (place === null) {
         figure.append(make("span", "missing", row.state === "left out" ? "picture left out" : "no picture"));

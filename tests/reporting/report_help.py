@@ -50,6 +50,8 @@ def report(
     pool: int = 24,
     side: int = 12,
     kept: bool = True,
+    originals: bool = True,
+    lazy: bool = False,
 ) -> isr.Report:
     """n edits of the immunized arm in rows of `methods` per image.
 
@@ -69,7 +71,9 @@ def report(
     pngs: dict[str, bytes] = {}
 
     def add(record: dict[str, Any], answers: list[Any]) -> str:
-        identity: dict[str, Any] = {k: record.get(k) for k in ("edited", "original", "prompt", "method", "editor", "seed", "arm")}
+        identity: dict[str, Any] = {
+            k: record.get(k) for k in ("edited", "original", "prompt", "method", "editor", "seed", "arm")
+        }
         key = case_hash(**identity, ordinal=len(cases))
         cases.append(CaseRecord(case_id=key, **record))
         judgements.extend(Judgement(case_id=key, judge=name, answer=a) for name, a in zip(judges, answers, strict=True))
@@ -82,7 +86,7 @@ def report(
         )
         pngs |= dict((original, edited, control))
         shared = {
-            "prompt": prompt(i), "original": original[0], "image_id": f"i{image}", "seed": image,
+            "prompt": prompt(i), "original": original[0] if originals else None, "image_id": f"i{image}", "seed": image,
             "category": ("portrait", "artwork", "animal")[image % 3], "prompt_kind": ("original", "unseen")[image % 2],
         }  # fmt: skip
         control_id = None
@@ -97,6 +101,6 @@ def report(
     entry = {"fingerprint": "f", "identity": {"provider": "function"}, "served": {}, **(judge_entry or {})}
     lock = judge_lock(
         judges=[{"name": name, **entry} for name in judges], rubric=Rubric.default(), consensus="strict",
-        with_originals=True, settings={"votes": 1, "lazy": False, "codec": "png", "ask_overall": False, "max_side": None},
+        with_originals=originals, settings={"votes": 1, "lazy": lazy, "codec": "png", "ask_overall": False, "max_side": None},
     )  # fmt: skip
     return isr.Report(lock, cases, judgements, picture=pngs.get if kept else None)

@@ -21,7 +21,7 @@ from isr.reporting.gallery import MAX_PROSE, gallery
 from isr.reporting.html import render, write
 from isr.reporting.page import json_island
 from isr.reporting.reliability import doubts, probe_state
-from isr.schema import Judgement, NoVerdict
+from isr.schema import Judgement, NotAsked, NoVerdict
 
 
 class Page(HTMLParser):
@@ -229,6 +229,29 @@ def test_a_run_without_pictures_and_long_prose() -> None:
     assert found.not_kept == 6
     assert "shortened" in found.data["cases"][0]["answers"][0]["why"][0][1]
     assert "6 cases: picture not kept in this run" in Page(render(bare)).text
+
+
+def test_a_lazy_run_says_what_is_absent() -> None:
+    def say(i: int, j: int) -> Any:
+        return NotAsked(reason="lazy") if j and i % 2 else verdict(i % 2 == 0, False)
+
+    made = report(12, lazy=True, say=say)
+    page = Page(render(made))
+    assert "the upper end is absent: lazy" in page.text
+    assert "absent: lazy" in page.text
+    assert "nan" not in page.text.lower().replace("nance", "")
+    assert {a["words"] for row in page.island()["cases"] for a in row["answers"]} == {
+        "mismatch",
+        "not defeated",
+        "not asked (lazy)",
+    }
+
+
+def test_a_run_without_originals() -> None:
+    page = Page(render(report(6, originals=False)))
+    assert "Judged without the originals" in page.text
+    assert all(row["has"] == [False, True, True] and row["pictures"][0] is None for row in page.island()["cases"])
+    assert {row["state"] for row in page.island()["cases"]} == {"shown"}
 
 
 def test_reviewers_stand_beside_the_consensus(made: isr.Report) -> None:
