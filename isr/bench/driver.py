@@ -44,7 +44,7 @@ def begin(files: ExperimentFiles, plan: Plan) -> None:
         UsageError: the folder holds another experiment, or something else.
     """
     experiment = plan.experiment
-    counts = {kind: plan.count(kind) for kind in KINDS}
+    counts: dict[str, int] = {kind: plan.count(kind) for kind in KINDS}
     counts |= {"cases": len(plan.cases), "controls": len({c.control for c in plan.cases})}
     if not files.exists():
         others = [p.name for p in files.folder.iterdir() if p.name != ".lock"] if files.folder.exists() else []

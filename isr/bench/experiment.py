@@ -121,13 +121,21 @@ class EditorEntry(_Part):
 
 class AttackEntry(_Part):
     """name: registered, or the paper's abbreviation. label: as tables print it. options: settings of the attack. table: "main"
-    (Tables II–V), or any other word for a table of its own (VI "components", VII "lambda"). sources: only on these editors."""
+    (Tables II–V), or any other word for a table of its own (VI "components", VII "lambda"). also_in: further tables that
+    show it. sources, targets: only on and against these editors."""
 
     name: Annotated[str, _name_of(ATTACKS)]
     label: Label = ""
     options: Options = {}
     table: Label = "main"
+    also_in: tuple[Label, ...] = ()
     sources: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+
+    def takes(self, pair: PairEntry) -> bool:
+        """Whether it is made on and tried against these editors."""
+        on, against = self.sources, self.targets
+        return (on is None or pair.source in on) and (against is None or pair.target in against)
 
     @property
     def title(self) -> str:
@@ -262,6 +270,8 @@ class Experiment(_Part):
         for i, attack in enumerate(self.attacks):
             for source in attack.sources or ():
                 known(f"attacks.{i}.sources", source)
+            for target in attack.targets or ():
+                known(f"attacks.{i}.targets", target)
         for i, purifier in enumerate(self.purifiers):
             if purifier.editor is not None:
                 known(f"purifiers.{i}.editor", purifier.editor)

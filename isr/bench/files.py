@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from ..errors import IntegrityError, UsageError
 from ..schema import Record
 from ..store import RunFiles, is_digest, write_atomic
@@ -45,7 +47,7 @@ class StepRow(Record):
     seed: int | None = None
     digest: str | None = None
     purified: str | None = None
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = Field(default_factory=dict)
     seconds: float | None = None
     worker: str = ""
     at: str = ""

@@ -218,7 +218,7 @@ class _Builder:
                 for pair in e.matrix
                 if pair.target == target
                 for attack in e.attacks
-                if attack.sources is None or pair.source in attack.sources
+                if attack.takes(pair)
             ]
         for attack, source, target_entry in arms:
             for purifier in (None, *e.purifiers):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,13 @@ class Results:
             return []
         found = [_Case.of(c) for c in self.report.case_records if c.arm != "control"]
         places = dict.fromkeys((c.table, c.source, c.target) for c in found if c.record.arm == "immunized")
+        further = {a.title: a.also_in for a in self.experiment.attacks if a.also_in}
         out = []
         for case in found:
             if case.record.arm == "immunized":
                 out.append(case)
+                shown = further.get(case.record.method or "", ())
+                out += [replace(case, table=t) for t in shown if (t, case.source, case.target) in places]
                 continue
             beside = [(t, s) for t, s, target in places if target == case.target and t == "main"]
             out += [
@@ -201,7 +204,7 @@ class Results:
             for _, row in mark_best(rates, pairs, by=()).iterrows():
                 table, source, target, purifier, kind = key
                 p = float(row["p_below_best"])
-                place = (table, source, target, purifier, str(row["method"]), kind)
+                place = (*(str(part) for part in (table, source, target, purifier)), str(row["method"]), str(kind))
                 found[place] = {"bold": bool(row["bold"]), "p_below_best": None if math.isnan(p) else p}
         return found
 

@@ -357,7 +357,7 @@ def _published(number: str) -> PaperTable:
 
 def _safe(name: str) -> str:
     """A file name of letters, digits, dot, dash and underscore."""
-    return "".join(c if c.isalnum() and c.isascii() or c in "._-" else "-" for c in name).strip(".-") or "table"
+    return "".join(c if (c.isalnum() and c.isascii()) or c in "._-" else "-" for c in name).strip(".-") or "table"
 
 
 _PAGE = """<!doctype html>

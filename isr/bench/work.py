@@ -7,6 +7,7 @@ One thread per worker and one random generator per picture, so a batch gives the
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 import time
@@ -256,7 +257,7 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value

@@ -23,7 +23,7 @@ _WHERE = ("table", "source", "target", "method", "prompt_kind")
 def _all(outcomes: pd.Series[Any]) -> str | None:
     """The attacker tries everything and keeps the best: a success only if all are; None where one is missing."""
     values = list(outcomes)
-    if any(v is None or v != v for v in values):
+    if any(pd.isna(v) for v in values):
         return None
     if "failure" in values:
         return "failure"
@@ -55,7 +55,7 @@ def worst_case_table(results: Results) -> pd.DataFrame:
                 "n": rate.n, "isr": rate.value, "low": rate.interval.low, "high": rate.interval.high,
                 "bound_low": rate.bounds[0], "bound_high": rate.bounds[1],
             }  # fmt: skip
-            controls = [None if c is None or c != c else c for c in control]
+            controls = [None if pd.isna(c) else c for c in control]
             if any(c is not None for c in controls):
                 cells = arm_cells(control_arm(list(worst), controls, list(ids)))
                 renamed = {
