@@ -10,7 +10,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from .store import Answer, Assignment, Rater, Store
-from .study import OVERALL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,11 +165,3 @@ def tidy_table(store: Store, *, comments: bool = False) -> pd.DataFrame:
                 rows.append(row | ({"comment": answer.comment} if comments else {}))
     columns = ["rater", "item", "kind", "case_id", "criterion", "answer", "seconds", "order", "revision", "check"]
     return pd.DataFrame(rows, columns=[*columns, *(["comment"] if comments else [])])
-
-
-def contradictions(said: dict[str, bool | None]) -> bool:
-    """The overall answer says the opposite of what follows from the two criteria."""
-    mismatch, degradation, overall = (said.get(k) for k in ("semantic_mismatch", "degradation", OVERALL))
-    if overall is None or mismatch is None or degradation is None:
-        return False
-    return overall is not (mismatch or degradation)

@@ -19,6 +19,7 @@ from .study import Study
 
 __all__ = ["RedactLinks", "Where", "first_links", "run"]
 
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 _LINK = re.compile(r"(/enter/)[^\s?#\"]+")
 
 
@@ -57,6 +58,11 @@ class Where:
                     "behind-proxy: listen on 127.0.0.1 and let the proxy on this machine forward to it; on another address "
                     "anybody could go around the proxy"
                 )
+        if self.certfile is not None and self.host in _EVERYWHERE and self.public_url is None:
+            raise UsageError(
+                f"public-url: with --host {self.host} say under which address raters reach this machine, for example "
+                "--public-url https://study.example.org; requests for other names are refused"
+            )
         if _loopback(self.host) or self.certfile is not None:
             return
         raise UsageError(
@@ -77,8 +83,6 @@ class Where:
         if self.public_url:
             return self.public_url.rstrip("/")
         name = f"[{self.host}]" if ":" in self.host else self.host
-        if name in ("0.0.0.0", "[::]"):  # noqa: S104 - compared, not bound
-            name = "localhost"
         return f"{'https' if self.secure else 'http'}://{name}:{self.port}"
 
     @property

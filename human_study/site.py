@@ -153,12 +153,11 @@ class Site:
         fetched = request.headers.get("sec-fetch-site")
         origin = request.headers.get("origin")
         foreign = fetched is not None and fetched not in ("same-origin", "none")
-        # Browsers send "null" for forms under no-referrer; there Sec-Fetch-Site and the form's token decide.
-        if (
-            origin not in (None, "null")
-            and urlsplit(str(origin)).netloc.lower() != request.headers.get("host", "").lower()
-        ):
-            foreign = True
+        # Browsers send "null" for forms under no-referrer; there Sec-Fetch-Site and the form's token decide. A proxy may have
+        # put its own name into Host, so the public address counts as well.
+        if origin is not None and origin != "null":
+            own = {request.headers.get("host", "").lower(), urlsplit(self.public_url or "").netloc.lower()}
+            foreign = foreign or urlsplit(origin).netloc.lower() not in own
         if foreign:
             raise RefusedError(403, "Refused", "This request came from another site.", code="csrf")
 

@@ -114,11 +114,11 @@ def majority_labels(ratings: pd.DataFrame) -> pd.DataFrame:
             raise UsageError(
                 f"ratings: case {case_id} stands with different inclusion probabilities: {probability.tolist()}"
             )
-        row: dict[str, Any] = {"case_id": case_id}
+        found: dict[str, Any] = {"case_id": case_id}
         for key in (*CRITERIA, "defeated"):
             yes, no = int((group[key] == 1).sum()), int((group[key] == 0).sum())
-            row[key] = 1.0 if 2 * yes > len(group) else 0.0 if 2 * no > len(group) else np.nan
-        rows.append(row | {"n_raters": len(group), "inclusion_probability": probability[0]})
+            found[key] = 1.0 if 2 * yes > len(group) else 0.0 if 2 * no > len(group) else np.nan
+        rows.append(found | {"n_raters": len(group), "inclusion_probability": probability[0]})
     return pd.DataFrame(rows, columns=["case_id", *CRITERIA, "defeated", "n_raters", "inclusion_probability"])
 
 

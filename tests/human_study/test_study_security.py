@@ -236,6 +236,15 @@ def test_posts_from_other_sites_are_refused(site: Site, headers: dict[str, str])
     assert client.post("/item/1", data=fields, headers=good).status_code == 200
 
 
+def test_a_proxy_that_renames_the_host_keeps_forms_working(site: Site) -> None:
+    study, store, _ = site
+    client = app_client(study, store, secure=True, public_url="https://study.example.org")
+    enter(client, store, store.raters()[0])
+    fields = answer_fields(client.get("/item/1").text)
+    for origin, status in (("https://evil.example", 403), ("https://study.example.org", 200)):
+        assert client.post("/item/1", data=fields, headers={"origin": origin}).status_code == status
+
+
 def test_foreign_host_names_are_refused(site: Site) -> None:
     _, _, client = site
     assert client.get("/", headers={"host": "evil.example"}).status_code == 400
@@ -384,6 +393,8 @@ def test_ways_to_go_public(tmp_path: Path) -> None:
         Where(EVERYWHERE, certfile=cert, keyfile=private).check()
     cert.write_text("c")
     private.write_text("k")
+    with pytest.raises(UsageError, match="under which address raters reach"):
+        Where(EVERYWHERE, 443, cert, private).check()
     own = Where(EVERYWHERE, 443, cert, private, public_url="https://study.example.org")
     own.check()
     assert own.secure
