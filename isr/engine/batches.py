@@ -30,6 +30,18 @@ def _gone(error: Exhausted, judge: str) -> JudgeStoppedError:
     )
 
 
+def _lost(error: JudgeStoppedError, chunk: Chunk) -> JudgeStoppedError:
+    """The same error, with the way out where the service no longer has the job or its results."""
+    if error.status != 404:
+        return error
+    return JudgeStoppedError(
+        f"{chunk.judge}: the service does not know the job {chunk.job} or its results (any more). If they are gone for good, "
+        f"give it up with `isr batch forget RUN {chunk.job}` and submit again. ({error})",
+        judge=chunk.judge,
+        status=404,
+    )
+
+
 async def heal(journal: Journal, clients: Mapping[str, BatchClient], retry: RetryPolicy) -> None:
     """Settle chunks that were planned but not noted as submitted: found at the service, or never there (then their calls
     are due again)."""
@@ -150,14 +162,7 @@ async def poll_chunk(chunk: Chunk, client: BatchClient, retry: RetryPolicy) -> B
     except Exhausted as error:
         raise _gone(error, chunk.judge) from None
     except JudgeStoppedError as error:
-        if error.status != 404:
-            raise
-        raise JudgeStoppedError(
-            f"{chunk.judge}: the service does not know the job {chunk.job} (any more). If it is gone for good, give it up with "
-            f"`isr batch forget RUN {chunk.job}` and submit again. ({error})",
-            judge=chunk.judge,
-            status=404,
-        ) from None
+        raise _lost(error, chunk) from None
     return state
 
 
@@ -223,6 +228,8 @@ async def collect_chunk(
         await with_retry(attempt, retry)
     except Exhausted as error:
         raise _gone(error, chunk.judge) from None
+    except JudgeStoppedError as error:
+        raise _lost(error, chunk) from None
     word = state.word if not state.detail else f"{state.word}: {state.detail}"
     for key in wanted.keys() - seen - failed.keys():
         failed[key] = NoVerdict(reason="expired", detail=f"not answered by the batch ({word})"[:300])

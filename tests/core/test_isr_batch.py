@@ -475,7 +475,7 @@ def test_a_job_that_is_gone_can_be_given_up(service, tmp_path: Path) -> None:
         job = work.begin().jobs[0].job
         server.batches.jobs.clear()
         with pytest.raises(
-            JudgeStoppedError, match=f"does not know the job {job} .any more.*isr batch forget RUN {job}"
+            JudgeStoppedError, match=f"does not know the job {job} or its results .any more.*forget RUN {job}"
         ):
             work.collect()
         batching.forget(work.run, job)
@@ -483,6 +483,31 @@ def test_a_job_that_is_gone_can_be_given_up(service, tmp_path: Path) -> None:
             batching.forget(work.run, job)
         assert work.submit().sent == 10
         assert work.collect().complete
+
+
+@pytest.mark.parametrize("service", BOTH)
+def test_a_result_file_that_is_gone_says_how_to_go_on(service, tmp_path: Path, monkeypatch) -> None:
+    with at(service) as server:
+        work = Batch(tmp_path, service, server, n=1)
+        job = work.begin().jobs[0].job
+        monkeypatch.setattr(server.batches, f"{service}_download", lambda *_: server.batches._error(404, "gone"))
+        with pytest.raises(
+            JudgeStoppedError, match=f"does not know the job {job} or its results .any more.*forget RUN {job}"
+        ):
+            work.collect()
+    assert batching.Journal(RunFiles.at(work.run)).held()
+
+
+def test_bad_pictures_that_were_skipped_are_never_sent(tmp_path: Path) -> None:
+    made = study(2)
+    made["edits"][1] = b"no picture"
+    with at("openai") as server:
+        work = Batch(tmp_path, "openai", server)
+        edits, prompts = made.pop("edits"), made.pop("prompts")
+        sent = work.step("submit", edits, prompts, out=work.run, on_bad_image="skip", **made)
+        assert sent.sent == 3
+        done = work.collect()
+    assert (done.complete, reasons(done.report)) == (True, ["bad_image"])
 
 
 @pytest.mark.parametrize("job", ["batches/../files", "x/../../v1/files", "batches/a?b", "a b"])
