@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from . import __version__
 from .rubric import Rubric
+from .schema import Judgement, NotAsked
 from .store import LAYOUT
 
-__all__ = ["judge_lock", "lock_differences", "package_versions"]
+__all__ = ["judge_lock", "lock_differences", "package_versions", "with_served"]
 
 _RECORDED = ("numpy", "pillow", "pandas", "scipy", "pydantic", "google-genai", "openai", "httpx2", "diskcache", "torch", "diffusers", "transformers")  # fmt: skip
 
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a number; absent ones are left out."""
+    return dict(_versions())
+
+
+@cache  # reading the metadata of a dozen packages takes longer than a whole cached run of a few cases
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "isr": __version__}
     for name in _RECORDED:
         try:
@@ -58,8 +66,13 @@ def judge_lock(
     }
 
 
-def lock_differences(a: Mapping[str, Any], b: Mapping[str, Any], *, consensus: bool = True) -> list[str]:
-    """What differs between two locks in a way that makes their ISRs different measurements; empty when comparable."""
+def lock_differences(
+    a: Mapping[str, Any], b: Mapping[str, Any], *, consensus: bool = True, served: bool = True
+) -> list[str]:
+    """What differs between two locks in a way that makes their ISRs different measurements; empty when comparable.
+
+    served: count another served snapshot of the same model too (within one run that is a warning, not a difference).
+    """
     found: list[str] = []
 
     def differ(what: str, left: object, right: object) -> None:
@@ -77,9 +90,24 @@ def lock_differences(a: Mapping[str, Any], b: Mapping[str, Any], *, consensus: b
     for name in sorted(set(prints[0]) & set(prints[1])):
         if prints[0][name] != prints[1][name]:
             found.append(f"settings of judge {name}: fingerprint {prints[0][name]} against {prints[1][name]}")
-    served = [
+    if not served:
+        return found
+    snapshots = [
         {j["name"]: sorted(j.get("served", {})) for j in lock.get("judges", ()) if j.get("served")} for lock in (a, b)
     ]
-    for name in sorted(set(served[0]) & set(served[1])):
-        differ(f"model served to {name}", served[0][name], served[1][name])
+    for name in sorted(set(snapshots[0]) & set(snapshots[1])):
+        differ(f"model served to {name}", snapshots[0][name], snapshots[1][name])
     return found
+
+
+def with_served(lock: Mapping[str, Any], judgements: Iterable[Judgement]) -> dict[str, Any]:
+    """The lock with, per judge, the models that its stored replies were served by, and `lazy` as the rows show it."""
+    counts: dict[str, Counter[str]] = {}
+    lazy = False
+    names = {str(j["name"]) for j in lock["judges"]}
+    for judgement in judgements:
+        found = counts.setdefault(judgement.judge, Counter())
+        found.update(c.served_model for c in judgement.calls if c.served_model)
+        lazy |= judgement.judge in names and isinstance(judgement.answer, NotAsked) and judgement.answer.reason == "lazy"
+    judges = [{**j, "served": dict(sorted(counts.get(str(j["name"]), {}).items()))} for j in lock["judges"]]
+    return {**lock, "judges": judges, "settings": {**lock["settings"], "lazy": lazy}}

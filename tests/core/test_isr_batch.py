@@ -277,7 +277,7 @@ def test_replies_are_found_in_the_run_when_the_cache_is_gone(tmp_path: Path) -> 
         assert work.submit().sent == 0
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", BOTH)
 def test_an_accepted_job_whose_answer_was_lost_is_not_sent_again(service, tmp_path: Path) -> None:
     with at(service) as server:
         server.batches.swallow = 1
@@ -299,7 +299,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------- what can go wrong
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", BOTH)
 @pytest.mark.parametrize("final", ["expired", "cancelled"])
 def test_a_job_that_ended_early_gives_what_it_has(service, final, tmp_path: Path) -> None:
     with at(service) as server:
@@ -336,7 +336,7 @@ def test_a_job_without_any_answer_leaves_all_calls_open(service, final, tmp_path
         assert server.count == 0
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", BOTH)
 def test_errors_of_single_requests_leave_these_open(service, tmp_path: Path) -> None:
     with at(service) as server:
         bad = iter(["status=500", "status=429", None])

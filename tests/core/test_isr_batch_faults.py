@@ -123,7 +123,7 @@ def steps(service: Service, folder: Path, cache: MemoryCache) -> Iterator[Any]:
                 yield None
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(st.lists(FAULTS, max_size=20), st.lists(st.integers(0, 2), max_size=6))
 def test_every_call_is_answered_and_paid_once(faults: list[str], shares: list[int]) -> None:
     service = Service(faults, shares)
