@@ -9,6 +9,7 @@ import inspect
 import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -152,16 +153,39 @@ class FunctionJudge:
             if pool is None:
                 result: Any = self._function(case)
             else:
-                run = partial(contextvars.copy_context().run, self._function, case)
+                run = partial(contextvars.copy_context().run, _in_thread, self._function, case)
                 result = await asyncio.get_running_loop().run_in_executor(pool, run)
             if inspect.isawaitable(result):
                 result = await result
-        except (TransientError, JudgeStoppedError):
-            raise
+        except TransientError as error:
+            said = scrub(error, environment_secrets())
+            raise TransientError(said, retry_after=error.retry_after, status=error.status) from None
+        except JudgeStoppedError as error:
+            said = scrub(error, environment_secrets())
+            raise JudgeStoppedError(said, judge=error.judge, status=error.status) from None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled us: the function (or a library it uses) raised it by itself.
+            return _failed(error)
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises is a missing verdict, never a score
-            said = scrub(f"{type(error).__name__}: {error}", environment_secrets())
-            return Reply(answer=NoVerdict(reason="judge_error", detail=said), finish="exception")
+            return _failed(error)
         return read_result(result)
+
+
+def _in_thread(function: Callable[[JudgeCase], Any], case: JudgeCase) -> Any:
+    """Call a plain function so that whatever it raises arrives at the waiting task: an asyncio future never takes a
+    StopIteration (the task would wait for ever), and takes either CancelledError for a cancelled call."""
+    try:
+        return function(case)
+    except (StopIteration, asyncio.CancelledError, FutureCancelledError) as error:
+        raise RuntimeError(f"it raised {type(error).__name__}{f': {error}' if str(error) else ''}") from error
+
+
+def _failed(error: BaseException) -> Reply:
+    said = scrub(f"{type(error).__name__}: {error}", environment_secrets())
+    return Reply(answer=NoVerdict(reason="judge_error", detail=said), finish="exception")
 
 
 def read_result(result: Any) -> Reply:

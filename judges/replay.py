@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from isr.errors import IntegrityError, JudgeStoppedError, UsageError
 from isr.protocols import Ask, JudgeLimits, Question, Reply
-from isr.schema import Call, CaseRecord, Judgement
+from isr.schema import Call, CaseRecord, Judgement, NoVerdict
 from isr.store import RunFiles
 
 __all__ = ["ReplayJudge", "ReplayKey", "question_key"]
@@ -72,7 +72,9 @@ class ReplayJudge:
     ) -> list[ReplayJudge]:
         """One judge per judge of a run, in the order in which they appear.
 
-        Where exact duplicates of a case got different replies, the first one stands for all and a warning says so.
+        The answer that stands (the last ask of a vote) is given again, also where an earlier ask was no verdict and was
+        asked once more later on. Where exact duplicates of a case got different replies, the first one stands for all and a
+        warning says so.
         """
         by_id = {case.case_id: case for case in cases}
         found: dict[str, dict[ReplayKey, Call]] = {}
@@ -82,8 +84,8 @@ class ReplayJudge:
             if case is None:
                 raise IntegrityError(f"{source}: a judgement names the case {judgement.case_id!r}, which is not there")
             held = found.setdefault(judgement.judge, {})
-            for call in judgement.calls:
-                key = ReplayKey(case.prompt, case.edited, case.original, call.vote, call.ask)
+            for ask, call in _standing(judgement.calls):
+                key = ReplayKey(case.prompt, case.edited, case.original, call.vote, ask)
                 first = held.setdefault(key, call)
                 differing += (first.text, first.answer) != (call.text, call.answer)
         if differing:
@@ -158,3 +160,16 @@ class ReplayJudge:
             response_id=call.response_id,
             usage=call.usage,
         )
+
+
+def _standing(calls: Iterable[Call]) -> list[tuple[int, Call]]:
+    """(ask, call) as the engine will ask for them: per vote the last call, after the unreadable reply that is asked for
+    again by itself where there was one. Answers that were asked again on request (`retry_no_verdicts`) are left out."""
+    chains: dict[int, list[Call]] = {}
+    for call in sorted(calls, key=lambda c: (c.vote, c.ask)):
+        chains.setdefault(call.vote, []).append(call)
+    found: list[tuple[int, Call]] = []
+    for chain in chains.values():
+        unreadable = [c for c in chain[:-1] if isinstance(c.answer, NoVerdict) and c.answer.reason == "unparseable"]
+        found += enumerate([*unreadable[-1:], chain[-1]])
+    return found
