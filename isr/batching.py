@@ -245,7 +245,12 @@ def _make(
 
 
 def _check_judges(judges: Sequence[Judge]) -> None:
-    without = [j.name for j in judges if not isinstance(j, BatchJudge) or not getattr(j, "cacheable", True)]
+    without = [j.name for j in judges if not isinstance(j, BatchJudge)]
+    unkept = [j.name for j in judges if isinstance(j, BatchJudge) and not getattr(j, "cacheable", True)]
+    if unkept:
+        raise UsageError(
+            f"judges: {', '.join(unkept)}: its answers may not be kept, but a batch lives in the cache; give the judge a version"
+        )
     if without:
         raise UsageError(
             f"judges: {', '.join(without)} cannot be asked in batches. Batch the others, then run isr.evaluate with all of "
@@ -275,7 +280,7 @@ class _Work:
         self.notes: list[str] = []
         self.states: dict[str, BatchState] = {}
         self.received = self.sent = self.over_cap = 0
-        refill(self.plan.cache, files.folder)
+        refill(self.plan.cache, files.folder, self.plan.rubric, ask_overall=self.plan.settings.ask_overall)
         memo = self.plan.cache.memo()
         self.cases: list[StoredCase] = stored_cases(
             files,

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from evaluate_help import pictures, text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 import isr
 from isr.engine.cache import MemoryCache
 from isr.engine.retry import RetryPolicy
-from isr.errors import IsrError, JudgeStoppedError, TransientError
+from isr.errors import IsrError, JudgeStoppedError, TransientError, UsageError
 from isr.protocols import AskJudge, BatchClient, BatchItem, BatchJudge, BatchLimits, BatchState, Reply
 
 
@@ -95,6 +96,7 @@ class Client:
 
 class Slow(AskJudge):
     name = "slow"
+    version = "1"
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -141,6 +143,13 @@ def test_every_call_is_answered_and_paid_once(faults: list[str], shares: list[in
     assert [j.answer.semantic_mismatch for j in stored.judgement_records] == [  # type: ignore[union-attr]
         expected[j.calls[0].key] for j in stored.judgement_records
     ]
+
+
+def test_a_judge_whose_answers_may_not_be_kept_cannot_be_batched(tmp_path: Path) -> None:
+    judge = Slow(Service([], []))
+    judge.__class__ = type("Forgetful", (Slow,), {"cacheable": False})
+    with pytest.raises(UsageError, match="slow: its answers may not be kept"):
+        isr.batch.submit(pictures(1), ["p"], judges=[judge], out=tmp_path / "run", cache=MemoryCache())
 
 
 def test_the_judge_of_this_file_is_one_of_the_protocol() -> None:
