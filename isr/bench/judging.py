@@ -11,8 +11,7 @@ from .. import evaluation
 from ..cases import EditCase
 from ..comparing import edit_cases
 from ..engine.loop import run_anywhere
-from ..errors import UsageError
-from ..images import ImageRef, as_image
+from ..errors import IntegrityError, UsageError
 from ..protocols import Judge
 from ..registry import RESOLVERS
 from ..report import Report
@@ -61,9 +60,12 @@ def make_cases(plan: Plan, files: ExperimentFiles, rows: Mapping[str, StepRow]) 
 
 
 def _case(case: CaseSpec, files: ExperimentFiles, edit: str, control: str, *, seedable: bool) -> EditCase:
-    def picture(digest: str) -> ImageRef:
+    def picture(digest: str) -> dict[str, Any]:
         # Named by digest alone: a run can be moved, and its rows say nothing of this machine.
-        return as_image(files.run.image_path(digest), name=f"{digest[:16]}.png")
+        png = files.run.image_bytes(digest)
+        if png is None:
+            raise IntegrityError(f"{files.folder}: the picture {digest[:12]}… of a finished step is missing")
+        return {"bytes": png, "path": f"{digest[:16]}.png"}
 
     return EditCase(
         picture(edit),
