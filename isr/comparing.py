@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +16,7 @@ from .cases import EditCase
 from .errors import UsageError
 from .lock import lock_differences
 from .report import Report
+from .schema import CaseRecord
 from .stats.compare import FAMILY, KEY, BeatsEvery, beats_every, compare_methods, mark_best
 from .stats.outcomes import isr_table
 from .stats.paired import PairedDifference, paired_difference
@@ -55,18 +59,16 @@ class Comparison:
 def compare(*runs: Run, level: float = 0.95, n_boot: int = 10_000, seed: int = 0) -> Comparison:
     """Compare the methods of one or more runs on the same (image, prompt, editor, seed), immunized and noise arms.
 
-    Two runs that hold the same method are told apart by their folder's name (or "run 1", "run 2").
+    Two runs that hold the same method are told apart by as much of the end of their paths as differs (or "run 1", "run 2").
 
     Raises:
-        UsageError: the runs were judged differently (everything that differs is listed), or hold fewer than two methods.
+        UsageError: the runs were judged differently (everything that differs is listed), hold fewer than two methods, or one
+            is given twice.
     """
     if not runs:
         raise UsageError("compare: give at least one run")
     reports = [_report(run) for run in runs]
-    names = [
-        run.name or str(run) if isinstance(run, Path) else Path(run).name if isinstance(run, str) else f"run {i}"
-        for i, run in enumerate(runs, 1)
-    ]
+    names = _names(runs)
     for name, report in zip(names[1:], reports[1:], strict=True):
         differences = lock_differences(reports[0].lock, report.lock)
         if differences:
@@ -94,20 +96,35 @@ def compare(*runs: Run, level: float = 0.95, n_boot: int = 10_000, seed: int = 0
     return Comparison(mark_best(rates, pairs, by=by), pairs)
 
 
+def _names(runs: Sequence[Run]) -> list[str]:
+    """What each run is called: the fewest last parts of the paths that tell them apart."""
+    # Not resolved: names are those that the user wrote, as far as they suffice.
+    paths = {i: Path(os.path.abspath(run)).parts for i, run in enumerate(runs) if not isinstance(run, Report)}
+    twice = next((runs[i] for i in paths if list(paths.values()).count(paths[i]) > 1), None)
+    if twice is not None:
+        raise UsageError(f"compare: {str(twice)!r} is given twice")
+    n = 1
+    while len({parts[-n:] for parts in paths.values()}) < len(paths):
+        n += 1
+    return ["/".join(paths[i][-n:]) if i in paths else f"run {i + 1}" for i in range(len(runs))]
+
+
 @dataclass(frozen=True)
 class Bridge:
     """One run under old and new judges.
 
     Attributes:
         old, new: the two reports; the cases are the same. difference: new − old ISR, paired by case.
-        agreement: between all judges, old and new. flipped: cases whose outcome changed.
+        agreement: between all judges, old and new; None where it is `absent`. flipped: cases whose outcome changed.
+        absent: why there is no agreement ("lazy": later judges answered only part of the cases, and not a random one), or "".
     """
 
     old: Report
     new: Report
     difference: PairedDifference
-    agreement: AgreementTable
+    agreement: AgreementTable | None
     flipped: pd.DataFrame
+    absent: str = ""
 
     def __str__(self) -> str:
         d = self.difference
@@ -116,6 +133,7 @@ class Bridge:
             f"difference {100 * d.difference:+.1f} points [{100 * d.interval.low:+.1f}, {100 * d.interval.high:+.1f}] "
             f"({d.interval.method}, {d.n} cases, {d.n_clusters} images; {d.test} p = {d.p_value:.3g})\n"
             f"{len(self.flipped)} outcomes changed: {d.only_a} became successes, {d.only_b} stopped being one"
+            + (f"\nagreement of the judges: absent: {self.absent}" if self.agreement is None else "")
         )
 
 
@@ -168,26 +186,73 @@ def bridge(run: Run, judges: Any, **arguments: Any) -> Bridge:
         ],
         columns=["case_id", "id", "method", "prompt", "old", "new"],
     )
+    if old.lazy or new.lazy:
+        return Bridge(old, new, difference, None, flipped, absent="lazy")
     both = [_renamed(old, "old"), _renamed(new, "new")] if set(old.judges) & set(new.judges) else [old, new]
     return Bridge(old, new, difference, agreement(mllm=both), flipped)
 
 
 def edit_cases(report: Report) -> list[EditCase]:
-    """The cases of a report as `evaluate` takes them, with pictures and the same case ids; controls as rows of their own.
+    """The cases of a report as `evaluate` takes them, with pictures and the same case ids. Controls that were made from
+    `controls=` come with their edits again, others as rows of their own.
 
     Raises:
         UsageError: the run was saved without pictures.
     """
+    made_of = _made_controls(report.case_records)
+    folded = {control.case_id for control in made_of.values()}
+    kept: dict[str, bytes] = {}
+
+    def picture(digest: str | None, case_id: str) -> bytes | None:
+        if digest is not None and digest not in kept:
+            kept[digest] = _kept(report, digest, case_id)
+        return None if digest is None else kept[digest]
+
     made = []
     for record in report.case_records:
+        if record.case_id in folded:
+            continue
         columns: dict[str, Any] = record.model_dump(
             include={"id", "image_id", "method", "editor", "prompt_kind", "category", "seed", "purifier", "arm"}
         )
-        # A picture that could not be read then (`bad_image`) stays unreadable.
-        edited = b"" if record.edited is None else _kept(report, record.edited, record.case_id)
-        original = None if record.original is None else _kept(report, record.original, record.case_id)
-        made.append(EditCase(edited, record.prompt, original=original, tags=record.tags, **columns))
+        control = made_of.get(record.case_id)
+        made.append(
+            EditCase(
+                # A picture that could not be read then (`bad_image`) stays unreadable.
+                picture(record.edited, record.case_id) or b"",
+                record.prompt,
+                original=picture(record.original, record.case_id),
+                control=None if control is None else picture(control.edited, control.case_id),
+                tags=record.tags,
+                **columns,
+            )
+        )
     return made
+
+
+def _made_controls(records: Sequence[CaseRecord]) -> dict[str, CaseRecord]:
+    """Edit → its control, for the control rows that come out the same (ids and all) from `control=` of their edits."""
+    controls = {r.case_id: r for r in records if r.arm == "control"}
+    edits: dict[str, list[CaseRecord]] = {}
+    for record in records:
+        if record.control in controls:
+            edits.setdefault(record.control, []).append(record)
+    pictures = Counter((r.edited, r.original, r.prompt, r.editor, r.seed, r.purifier, r.prompt_kind) for r in controls.values())  # fmt: skip
+    found: dict[str, CaseRecord] = {}
+    for case_id, its in edits.items():
+        control = controls[case_id]
+        same = ("original", "prompt", "image_id", "editor", "seed", "purifier", "prompt_kind")
+        plain = control.id is None and control.method is None and not control.tags and control.edited is not None
+        key = (control.edited, control.original, control.prompt, control.editor, control.seed, control.purifier, control.prompt_kind)  # fmt: skip
+        if (
+            plain
+            and pictures[key] == 1
+            # Other columns of a made control are those of the first edit that asked for it.
+            and control.category == its[0].category
+            and all(getattr(e, name) == getattr(control, name) for e in its for name in same)
+        ):
+            found |= {edit.case_id: control for edit in its}
+    return found
 
 
 def _kept(report: Report, digest: str, case_id: str) -> bytes:

@@ -7,6 +7,7 @@ policy as they are: a policy returns "success" or "failure" only where the missi
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,16 +85,25 @@ def resolve_consensus(policy: str | Consensus) -> tuple[str, Consensus]:
     if isinstance(policy, str):
         return CONSENSUS.resolve(policy), CONSENSUS.load(policy)
     if callable(policy):
-        return getattr(policy, "__qualname__", type(policy).__qualname__), policy
+        known = next((name for name, function in POLICIES.items() if function is policy), None)
+        return known or _function_name(policy), policy
     raise UsageError(
         f"consensus: expected a policy name ({', '.join(POLICIES)}) or a function, got {type(policy).__name__}"
     )
 
 
+def _function_name(policy: Any) -> str:
+    """A name that no registered policy has, and that changes with the code: two functions are never taken for one."""
+    code = getattr(policy, "__code__", None)
+    said = repr(policy) if code is None else f"{code.co_code!r}{code.co_consts!r}{code.co_names!r}"
+    where = f"{getattr(policy, '__module__', '?')}.{getattr(policy, '__qualname__', type(policy).__qualname__)}"
+    return f"function:{where}#{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+
+
 def decide(policy: Consensus, answers: Sequence[Answer]) -> OutcomeValue:
     """Apply a policy and verify what it returns (a user's own function is not trusted to return a valid outcome)."""
     outcome: Any = policy(answers)
-    if outcome not in {"success", "failure", "undetermined"}:
+    if not isinstance(outcome, str) or outcome not in {"success", "failure", "undetermined"}:
         raise UsageError(
             f"consensus: the policy {getattr(policy, '__qualname__', policy)!r} must return 'success', 'failure' or "
             f"'undetermined', got {outcome!r}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +14,18 @@ from .cases import Prepared, prepare
 from .consensus import resolve_consensus
 from .engine.cache import DiskCache, MemoryCache, ReplyCache
 from .engine.case import JudgeableCase
+from .engine.limits import Limiter
 from .engine.loop import run_anywhere
 from .engine.progress import Progress
 from .engine.retry import RetryPolicy
 from .engine.run import judge_cases
-from .engine.runner import AskSettings, JudgeRunner
-from .errors import Problem, ProblemsError, UsageError
+from .engine.runner import NEVER_STORED, AskSettings, JudgeRunner
+from .errors import IsrError, Problem, ProblemsError, UsageError
 from .images import CODEC, FileMemo
 from .lock import judge_lock
-from .money import Budget, Price, Prices, judge_model
+from .money import Budget, Price, Prices, costs_nothing, judge_model
 from .probing import find_card
-from .protocols import Consensus, Judge
+from .protocols import Ask, Consensus, Judge, Question, Reply
 from .registry import RESOLVERS
 from .report import Report
 from .rubric import Rubric
@@ -52,6 +54,7 @@ class Plan:
     max_side: int | None
     on_bad_image: str
     prices: Prices
+    cards: Mapping[str, Any]
     max_cost: float | None = None
     prepared: Prepared | None = None
     cases: tuple[JudgeableCase, ...] = ()
@@ -135,22 +138,36 @@ def plan_judging(
         codec=CODEC if max_side is None else f"{CODEC};max_side={max_side}",
         retry=retry or RetryPolicy(),
     )
+    if retry is not None and not isinstance(retry, RetryPolicy):
+        raise UsageError(f"retry: expected a RetryPolicy (isr.engine.retry) or None, got {retry!r}")
+    for judge in found:
+        Limiter(judge.limits)  # impossible limits are told now
     known = Prices.load(prices)
     if max_cost is not None:
         Budget(max_cost)
         _check_prices(found, known)
     store = _cache(cache)
     for folder in reuse:
-        refill(store, folder)
-    return Plan(found, asked, settings, name, policy, store, lazy, max_side, on_bad_image, known, max_cost)
+        refill(store, folder, asked, ask_overall=ask_overall)
+    cards = {j.name: find_card(j.identity(), asked.hash) for j in found}
+    return Plan(found, asked, settings, name, policy, store, lazy, max_side, on_bad_image, known, cards, max_cost)
 
 
-def refill(store: ReplyCache, folder: str | Path) -> None:
-    """Put the replies of a stored run into the cache, so that none of them is asked (and paid) again."""
-    for judgement in RunFiles.at(folder).judgements():
+def refill(store: ReplyCache, folder: str | Path, rubric: Rubric, *, ask_overall: bool) -> None:
+    """Put the replies of a stored run into the cache, so that none of them is asked (and paid) again. Texts are read anew:
+    what a stranger's run says of its replies is not trusted."""
+    files = RunFiles.at(folder)
+    if files.read_lock().get("rubric_hash") != rubric.hash:
+        return  # asked otherwise: not one of its keys can fit
+    for judgement in files.judgements():
         for call in judgement.calls:
-            if call.key and is_digest(call.key) and store.get(call.key) is None:
-                store.put(call.key, call.model_copy(update={"cached": False}))
+            if not is_digest(call.key) or (call.failure is not None and call.failure.reason in NEVER_STORED):
+                continue
+            if store.get(call.key) is None:
+                answer = call.answer
+                if call.text is not None and call.failure is None:
+                    answer = rubric.parse(call.text, ask_overall=ask_overall)
+                store.put(call.key, call.model_copy(update={"cached": False, "answer": answer}))
 
 
 def evaluate(
@@ -231,8 +248,6 @@ def evaluate(
 
 async def aevaluate(edits: Any, prompts: Any = None, *, progress: bool | None = None, **arguments: Any) -> Report:
     """`evaluate` for async code; the same arguments. The check of the pictures runs in a thread."""
-    import asyncio
-
     made = await asyncio.to_thread(lambda: plan(edits, prompts, **arguments))
     return await _run(made, progress)
 
@@ -247,6 +262,11 @@ async def _run(made: Plan, progress: bool | None) -> Report:
                 for judgement in answers:
                     judgements[judgement.case_id, judgement.judge] = judgement
                     bar.tell(judgement)
+    lost = [case.record.case_id for case in cases for r in runners if (case.record.case_id, r.name) not in judgements]
+    if lost:
+        raise IsrError(
+            f"{len(lost)} judgements are missing (first: case {lost[0]}); this is a defect of isr, please report it"
+        )
     ordered = [judgements[case.record.case_id, r.name] for case in cases for r in runners]
     by_digest: dict[str, ImageRef] = {}
     for case in cases:
@@ -261,23 +281,38 @@ async def _run(made: Plan, progress: bool | None) -> Report:
 
 
 async def connect(made: Plan, stack: AsyncExitStack) -> list[JudgeRunner]:
-    """One runner per judge, its connection open for as long as `stack`; one spend cap for all of them."""
+    """One runner per judge; one spend cap for all of them. A judge is connected to (its key looked up) when it is first
+    asked, for as long as `stack`: a run that the cache answers needs neither network nor key."""
     budget = None if made.max_cost is None else Budget(made.max_cost)
-    runners = []
-    for judge in made.judges:
-        ask = await stack.enter_async_context(judge.connect())
-        runners.append(
-            JudgeRunner(
-                judge,
-                ask,
-                made.rubric,
-                made.settings,
-                cache=made.cache,
-                price=price_of(judge, made.prices),
-                budget=budget,
-            )
+    return [
+        JudgeRunner(
+            judge,
+            _Connection(judge, stack),
+            made.rubric,
+            made.settings,
+            cache=made.cache,
+            price=price_of(judge, made.prices),
+            budget=budget,
         )
-    return runners
+        for judge in made.judges
+    ]
+
+
+class _Connection:
+    """A judge's `ask`, connected to on first use."""
+
+    def __init__(self, judge: Judge, stack: AsyncExitStack) -> None:
+        self._judge = judge
+        self._stack = stack
+        self._opening = asyncio.Lock()
+        self._ask: Ask | None = None
+
+    async def __call__(self, question: Question) -> Reply:
+        if self._ask is None:
+            async with self._opening:
+                if self._ask is None:
+                    self._ask = await self._stack.enter_async_context(self._judge.connect())
+        return await self._ask(question)
 
 
 def price_of(judge: Judge, prices: Prices) -> Price | None:
@@ -287,12 +322,13 @@ def price_of(judge: Judge, prices: Prices) -> Price | None:
 
 
 def _check_prices(judges: Sequence[Judge], prices: Prices) -> None:
-    """A cap on spending means nothing for a model whose price is unknown."""
+    """A cap on spending means nothing for a judge whose price is unknown."""
     for judge in judges:
-        model = judge_model(judge.identity())
-        if model is not None and prices.find(model) is None:
+        if price_of(judge, prices) is None and not costs_nothing(judge.identity()):
+            name = judge_model(judge.identity()) or judge.name
             raise UsageError(
-                f"max_cost: no price is known for {model} today; give one with prices= (a file of the form of isr/prices.toml)"
+                f"max_cost: no price is known for {name} today; give one with prices= (a file of the form of isr/prices.toml; "
+                f'an entry with model = "{name}" and input = output = 0 says that it is free)'
             )
 
 
@@ -304,7 +340,7 @@ def in_shard(record: CaseRecord, shard: tuple[int, int] | str) -> bool:
         raise UsageError(f"shard: expected (i, n) or 'i/n', got {shard!r}") from error
     if not 1 <= i <= n:
         raise UsageError(f"shard: expected 1 ≤ i ≤ n, got {i}/{n}")
-    digest = hashlib.sha256((record.image_id or record.case_id).encode()).digest()
+    digest = hashlib.sha256((record.image_id or record.control or record.case_id).encode()).digest()
     return int.from_bytes(digest[:8], "big") % n == i - 1
 
 
@@ -317,7 +353,7 @@ def lock_of(made: Plan, runners: Sequence[JudgeRunner], *, with_originals: bool 
                 "fingerprint": r.fingerprint,
                 "identity": dict(r.judge.identity()),
                 "served": dict(sorted(r.served.items())),
-                "probe": find_card(r.judge.identity(), made.rubric.hash),
+                "probe": made.cards.get(r.name),
             }
             for r in runners
         ],

@@ -108,6 +108,8 @@ def with_served(lock: Mapping[str, Any], judgements: Iterable[Judgement]) -> dic
     for judgement in judgements:
         found = counts.setdefault(judgement.judge, Counter())
         found.update(c.served_model for c in judgement.calls if c.served_model)
-        lazy |= judgement.judge in names and isinstance(judgement.answer, NotAsked) and judgement.answer.reason == "lazy"
+        lazy |= (
+            judgement.judge in names and isinstance(judgement.answer, NotAsked) and judgement.answer.reason == "lazy"
+        )
     judges = [{**j, "served": dict(sorted(counts.get(str(j["name"]), {}).items()))} for j in lock["judges"]]
     return {**lock, "judges": judges, "settings": {**lock["settings"], "lazy": lazy}}

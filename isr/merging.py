@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .errors import UsageError
-from .lock import lock_differences
+from .lock import lock_differences, with_served
+from .protocols import Consensus
 from .report import Report
-from .schema import CaseRecord, Judgement
+from .schema import CaseRecord, Judgement, NotAsked
 
 __all__ = ["merge"]
 
 
-def merge(runs: Sequence[str | Path], out: str | Path, *, images: bool = True) -> Report:
+def merge(
+    runs: Sequence[str | Path], out: str | Path, *, images: bool = True, consensus: Consensus | None = None
+) -> Report:
     """One run directory from several that were judged alike. Locks are compared and pictures hashed again; a model that was
     served in two snapshots is kept as such (the report warns), everything else that differs is refused.
 
@@ -24,9 +25,9 @@ def merge(runs: Sequence[str | Path], out: str | Path, *, images: bool = True) -
     """
     if len(runs) < 2:
         raise UsageError(f"merge: expected at least two run directories, got {len(runs)}")
-    reports = [Report.load(run) for run in runs]
+    reports = [Report.load(run, consensus=consensus) for run in runs]
     for run, report in zip(runs[1:], reports[1:], strict=True):
-        differences = [d for d in lock_differences(reports[0].lock, report.lock) if not d.startswith("model served")]
+        differences = lock_differences(reports[0].lock, report.lock, served=False)
         if differences:
             raise UsageError(f"merge: {runs[0]} and {run} were judged differently:\n  - " + "\n  - ".join(differences))
     cases: dict[str, CaseRecord] = {}
@@ -37,7 +38,10 @@ def merge(runs: Sequence[str | Path], out: str | Path, *, images: bool = True) -
                 raise UsageError(f"merge: the case {case.case_id} has other columns in {run} than in an earlier run")
         for judgement in report.judgement_records:
             key = (judgement.case_id, judgement.judge)
-            if judgements.setdefault(key, judgement).answer != judgement.answer:
+            held = judgements.get(key)
+            if held is None or isinstance(held.answer, NotAsked):
+                judgements[key] = judgement
+            elif not isinstance(judgement.answer, NotAsked) and held.answer != judgement.answer:
                 raise UsageError(
                     f"merge: on the case {judgement.case_id} the answers differ of {judgement.judge} in {run} and in an earlier run "
                     "(two calls may); keep one of the two runs"
@@ -46,18 +50,8 @@ def merge(runs: Sequence[str | Path], out: str | Path, *, images: bool = True) -
     def picture(digest: str) -> bytes | None:
         return next((png for report in reports if (png := report.picture(digest)) is not None), None)
 
-    merged = Report(_lock(reports), list(cases.values()), list(judgements.values()), picture=picture)
+    notes = list(dict.fromkeys(note for report in reports for note in report.lock.get("notes", ())))
+    lock = with_served({**reports[0].lock, "notes": notes}, judgements.values())
+    merged = Report(lock, list(cases.values()), list(judgements.values()), picture=picture, consensus=consensus)
     merged.save(out, images=images)
     return merged
-
-
-def _lock(reports: Sequence[Report]) -> dict[str, Any]:
-    """The first lock, with what every part was served and noted."""
-    lock = dict(reports[0].lock)
-    served = [{j["name"]: j.get("served", {}) for j in report.lock["judges"]} for report in reports]
-    lock["judges"] = [
-        {**judge, "served": dict(sum((Counter(part.get(judge["name"], {})) for part in served), Counter()))}
-        for judge in lock["judges"]
-    ]
-    lock["notes"] = list(dict.fromkeys(note for report in reports for note in report.lock.get("notes", ())))
-    return lock

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from .cases import EditCase, prepare
+from .cases.forms import drafts_of
 from .errors import UsageError
 from .images import BadImage
 from .report import Report
@@ -40,24 +42,28 @@ class ImmunizationSuccessRate:
     def update(
         self, edits: Any, prompts: Any, *, originals: Any = None, controls: Any = None, columns: Any = None
     ) -> None:
-        """Add a batch; arguments as of `evaluate` (tensors (N, 3, H, W) or arrays (N, H, W, 3) are batches of N).
+        """Add a batch, control rows (arm="control") too; arguments as of `evaluate` (tensors (N, 3, H, W) or arrays (N, H, W, 3) are batches of N).
 
         Raises:
             UsageError: bad pictures or columns of this batch; the batches before it are kept.
         """
+        if isinstance(edits, Iterator):
+            edits = list(edits)
+        if isinstance(prompts, Iterator):
+            prompts = list(prompts)
         batch = prepare(edits, prompts, originals=originals, controls=controls, columns=columns)
         if self._with_originals not in (None, batch.has_originals):
             raise UsageError(
                 "update: some updates came with originals and some without; the two are different measurements"
             )
-        controls_of = {c.record.case_id: c for c in batch.cases if c.record.arm == "control"}
-        explicit = columns is not None and any(c.record.arm == "control" and c.record.id for c in batch.cases)
+        # The user's own rows come first, explicit control rows among them; behind them stand those made from controls.
+        given = drafts_of(edits, prompts, originals=None, controls=None, columns=None, problems=[])
+        count = sum(1 for _ in given)
+        made = {case.record.case_id: case for case in batch.cases[count:]}
         added = []
-        for case in batch.cases:
+        for case in batch.cases[:count]:
             record = case.record
-            if record.arm == "control" and not explicit:
-                continue
-            control = controls_of.get(record.control or "") if not explicit else None
+            control = made.get(record.control or "")
             added.append(
                 EditCase(
                     _png(case.edited),

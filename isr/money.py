@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import UsageError
 from .schema import Usage
 
-__all__ = ["Budget", "Price", "Prices", "WorstCase", "judge_model"]
+__all__ = ["Budget", "Price", "Prices", "WorstCase", "costs_nothing", "judge_model"]
 
 MILLION = 1_000_000
 
@@ -106,6 +106,14 @@ def judge_model(identity: Mapping[str, Any]) -> str | None:
     if not isinstance(provider, str) or not isinstance(model, str) or known_hosts.get(provider) != identity.get("host"):
         return None
     return f"{provider}:{model}"
+
+
+def costs_nothing(identity: Mapping[str, Any]) -> bool:
+    """Functions, stored runs, MiniWorld's referees and servers on this machine are not billed."""
+    host = str(identity.get("host", ""))
+    name = host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.partition(":")[0]
+    local = name in {"localhost", "::1"} or name.startswith("127.") or host == "::1"
+    return local or identity.get("provider") in {"function", "replay", "referee"}
 
 
 # Upper ends for a reservation: one token per two characters, one picture tile of 770 tokens per 512 × 512 pixels and one

@@ -152,13 +152,24 @@ class Judge(Protocol):
 
 
 class AskJudge:
-    """Convenience base for a judge that needs no connection: give it a name and an `async def ask(question)`."""
+    """Convenience base for a judge that needs no connection: give it a name and an `async def ask(question)`.
+
+    Its answers are kept across runs only where you say what they depend on: set `version` (and change it when the answers
+    change), or define `identity()`. Otherwise a changed judge would be answered from the cache of the old one.
+    """
 
     name: str = "judge"
+    version: str | None = None
     limits: JudgeLimits = JudgeLimits()
 
+    @property
+    def cacheable(self) -> bool:
+        """Whether replies may be reused in another run."""
+        return self.version is not None or type(self).identity is not AskJudge.identity
+
     def identity(self) -> Mapping[str, Any]:
-        return {"provider": type(self).__qualname__, "name": self.name}
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        return {"provider": kind, "name": self.name, "version": self.version}
 
     async def ask(self, question: Question) -> Reply:  # noqa: ARG002 - the signature to override
         raise TypeError(f"{type(self).__qualname__} must define `async def ask(self, question) -> Reply`")

@@ -7,6 +7,7 @@ plugin is reported by name without stopping the others.
 from __future__ import annotations
 
 import difflib
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +17,16 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from .errors import MissingExtraError, RegistryError
+from .errors import MissingExtraError, RegistryError, missing_extra
 
 __all__ = ["ATTACKS", "COMMANDS", "CONSENSUS", "EDITORS", "JUDGES", "PURIFIERS", "RESOLVERS", "Plugin", "Registry"]
+
+
+#: Optional packages, and the extra that brings them.
+_EXTRA_OF = {
+    "torch": "attacks", "diffusers": "attacks", "transformers": "attacks", "safetensors": "attacks", "accelerate": "attacks",
+    "torchmetrics": "metrics", "matplotlib": "plots", "fastapi": "study", "sqlalchemy": "study", "uvicorn": "study", "ray": "ray",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,12 @@ def _checkout_entry_points() -> tuple[EntryPoint, ...]:
         for group, table in groups.items()
         for name, value in table.items()
     )
+
+
+@cache
+def _installed(group: str, _path: tuple[str, ...]) -> tuple[tuple[EntryPoint, str], ...]:
+    """Entry points of installed distributions; read once per import path, because it parses every package's metadata."""
+    return tuple((p, p.dist.name if p.dist is not None else "") for p in entry_points(group=group))
 
 
 class Registry:
@@ -75,8 +89,7 @@ class Registry:
         self._local.pop(name, None)
 
     def _found(self) -> Iterator[tuple[EntryPoint, str]]:
-        for point in entry_points(group=self.group):
-            yield point, (point.dist.name if point.dist is not None else "")
+        yield from _installed(self.group, tuple(sys.path))
         for point in _checkout_entry_points():
             if point.group == self.group:
                 yield point, ""
@@ -121,6 +134,11 @@ class Registry:
             return getattr(import_module(module), attribute)
         except MissingExtraError:
             raise
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] in _EXTRA_OF:
+                package = str(error.name).partition(".")[0]
+                raise missing_extra(f"The {self.noun} {name!r}", _EXTRA_OF[package], package) from error
+            raise RegistryError(f"the {self.noun} {name!r} at {plugin.target} cannot be loaded: {error}") from error
         except (ImportError, AttributeError) as error:
             where = f" (from the distribution {plugin.distribution})" if plugin.distribution else ""
             raise RegistryError(

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from .engine.votes import combine_votes
 from .errors import IntegrityError
+from .protocols import Consensus
 from .report import Report
 from .rubric import Rubric
 from .schema import Call, Judgement, NotAsked, NoVerdict, Verdict
@@ -33,13 +34,16 @@ class Replay:
     kept: int
 
 
-def replay(run: Report | str | Path) -> Replay:
+def replay(run: Report | str | Path, *, consensus: Consensus | None = None) -> Replay:
     """Parse every stored reply again with the run's own rubric, combine votes again, decide the consensus again.
+
+    Args:
+        run: a report or run directory. consensus: the policy function of a run whose policy was a function.
 
     Raises:
         IntegrityError: the stored rubric is not the one whose hash is in the lock, or the run is not what it claims to be.
     """
-    report = run if isinstance(run, Report) else Report.load(run)
+    report = run if isinstance(run, Report) else Report.load(run, consensus=consensus)
     try:
         rubric = Rubric.model_validate(report.lock["rubric"])
     except ValidationError as error:
@@ -49,16 +53,23 @@ def replay(run: Report | str | Path) -> Replay:
             f"run.json: the stored rubric hashes to {rubric.hash[:12]}, the lock says {str(report.lock['rubric_hash'])[:12]}"
         )
     ask_overall = bool(report.lock["settings"].get("ask_overall", False))
+    votes = report.lock["settings"].get("votes", 1)
     again: list[Judgement] = []
     differences: list[str] = []
     recomputed = kept = 0
     for stored in report.judgement_records:
         if not stored.calls or isinstance(stored.answer, NotAsked):
+            if isinstance(stored.answer, Verdict) and stored.judge in report.judges:
+                differences.append(f"case {stored.case_id}, judge {stored.judge}: a verdict without a stored reply")
             again.append(stored)
             kept += 1
             continue
         calls = tuple(_read_again(call, rubric, ask_overall) for call in stored.calls)
         last = {call.vote: call.answer for call in calls}  # the last ask of a vote stands
+        if len(last) != votes and stored.judge in report.judges:
+            differences.append(
+                f"case {stored.case_id}, judge {stored.judge}: replies of {len(last)} votes, the lock says {votes}"
+            )
         answer = combine_votes([last[vote] for vote in sorted(last)])
         recomputed += 1
         if answer != stored.answer:

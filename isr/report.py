@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .consensus import resolve_consensus
 from .errors import IntegrityError, UsageError
-from .lock import lock_differences
-from .schema import CaseRecord, Judgement, NotAsked, NoVerdict, Outcome, OutcomeValue
+from .lock import lock_differences, with_served
+from .schema import CaseRecord, Judgement, NotAsked, NoVerdict, Outcome, OutcomeValue, Verdict
 from .stats.intervals import Interval
 from .stats.outcomes import Rate
 from .store import RunFiles
@@ -70,7 +70,9 @@ class Report:
 
     @property
     def lazy(self) -> bool:
-        return bool(self.lock["settings"].get("lazy", False))
+        return bool(self.lock["settings"].get("lazy", False)) or any(
+            isinstance(j.answer, NotAsked) and j.answer.reason == "lazy" for j in self._consensus_judgements
+        )
 
     @cached_property
     def _all(self) -> Matrix:
@@ -173,7 +175,8 @@ class Report:
     def title(self) -> str:
         if len(self.judges) == 1:
             return f"Defeated edits, single judge ({self.judges[0]}); not ISR as in the paper"
-        return f"Immunization Success Rate ({self.lock['consensus']} consensus of {len(self.judges)} judges)"
+        policy = str(self.lock["consensus"]).partition("#")[0]
+        return f"Immunization Success Rate ({policy} consensus of {len(self.judges)} judges)"
 
     # ------------------------------------------------------------------------------------------------- tables
 
@@ -206,14 +209,11 @@ class Report:
         table = case_table(matrix.cases)
         self._known(columns, table)
         keys = [table[c].tolist() for c in columns]
-        return pd.DataFrame(
-            [{**dict(zip(columns, key, strict=True)), **row.cells()} for key, row in matrix.groups(keys, level=level)]
-        )
+        return _frame(columns, [(key, row.cells()) for key, row in matrix.groups(keys, level=level)])
 
     def control_by(self, *columns: str) -> pd.DataFrame:
         """The control arm by group: paired rates, excess with interval, bounds, the four cells, broken share beside the
         noise arm's, Abbott; with the reason in `…_absent` where a figure is absent (docs/definitions.md, section 4)."""
-        import pandas as pd
 
         from .controls import arm_cells
 
@@ -223,8 +223,8 @@ class Report:
         for key, rows in self._main.members([table[c].tolist() for c in columns]):
             arm = self._controls_of(rows)
             if arm is not None:
-                found.append({**dict(zip(columns, key, strict=True)), **arm_cells(arm)})
-        return pd.DataFrame(found)
+                found.append((key, arm_cells(arm)))
+        return _frame(columns, found)
 
     def _known(self, columns: Sequence[str], table: pd.DataFrame) -> None:
         unknown = [c for c in columns if c not in table.columns]
@@ -285,6 +285,10 @@ class Report:
             found.append(f"{', '.join(functions)}: a Python function, not a multimodal model.")
         for judge in self.lock["judges"]:
             card = judge.get("probe")
+            if card is not None and not isinstance(card, dict):
+                raise IntegrityError(
+                    f"run.json: the probe of {judge['name']} must be an object, got {type(card).__name__}"
+                )
             if card is None and judge.get("identity", {}).get("provider") in _MODELS:
                 found.append(
                     f"{judge['name']} was not probed: how often it is right on known answers is unknown (isr probe)."
@@ -307,7 +311,9 @@ class Report:
                 found.append(
                     f"{self.n_undetermined} of {self.n} cases ({share:.0%}) are undetermined; read the bounds."
                 )
-        if all(c.control is None for c in self.case_records if c.arm == "immunized"):
+        if not self._main.cases:
+            found.append("This run holds no immunized rows, so it has no ISR.")
+        elif all(c.control is None for c in self._main.cases):
             found.append("No control arm: some of these edits may fail without any protection. Pass controls=.")
         elif (arm := self.control_arm) is not None:
             if arm.paired_control is not None and arm.paired_control > 0.5:
@@ -343,8 +349,10 @@ class Report:
         files = RunFiles.at(folder)
         known_cases: dict[str, CaseRecord] = {}
         known_judgements: dict[tuple[str, str], Judgement] = {}
+        if files.folder.exists() and not files.folder.is_dir():
+            raise UsageError(f"save: {str(folder)!r} is not a folder; give a run directory to write")
         if files.exists():
-            differences = lock_differences(files.read_lock(), self.lock)
+            differences = lock_differences(files.read_lock(), self.lock, served=False)
             if differences:
                 raise UsageError(
                     f"save: {str(folder)!r} holds a run that was judged differently:\n  - "
@@ -360,17 +368,17 @@ class Report:
                 raise UsageError(
                     f"save: {str(folder)!r} holds the case {case.case_id} with other columns; save into another folder"
                 )
-        files.append("cases.jsonl", [c for c in self.case_records if c.case_id not in known_cases])
-        files.append(
-            "judgements.jsonl",
-            [j for j in self.judgement_records if not _same(known_judgements.get((j.case_id, j.judge)), j)],
-        )
+        new = [j for j in self.judgement_records if _news(known_judgements.get((j.case_id, j.judge)), j)]
+        standing = {**known_judgements, **{(j.case_id, j.judge): j for j in new}}
+        # The lock first: whatever breaks off from here on, the folder is a run that a second save completes.
+        files.write_lock(with_served(self.lock, standing.values()))
         if images:
             for digest in dict.fromkeys(d for c in self.case_records for d in (c.edited, c.original) if d is not None):
                 png = None if files.image_path(digest).is_file() else self.picture(digest)
                 if png is not None:
                     files.put_image(digest, png)
-        files.write_lock(self.lock)
+        files.append("cases.jsonl", [c for c in self.case_records if c.case_id not in known_cases])
+        files.append("judgements.jsonl", new)
         return files.folder
 
     @classmethod
@@ -438,7 +446,7 @@ class Report:
         return methods_text(self)
 
     def __repr__(self) -> str:
-        return f"<isr.Report {self.summary().splitlines()[0]}>"
+        return f"<isr.Report: {self.summary().splitlines()[0]}>"
 
     def _repr_html_(self) -> str:
         from .reporting.html import notebook
@@ -446,15 +454,38 @@ class Report:
         return notebook(self)
 
 
-def _same(stored: Judgement | None, new: Judgement) -> bool:
-    """Whether the stored row already says this; being answered from the cache this time is not news."""
+def _frame(columns: Sequence[str], rows: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> pd.DataFrame:
+    """Groups and their figures. Group values stay the objects they are (whole numbers beside a missing one, too)."""
+    import pandas as pd
+
+    table = pd.DataFrame([{**dict(zip(columns, key, strict=True)), **cells} for key, cells in rows])
+    for position, column in enumerate(columns):
+        table[column] = pd.Series([key[position] for key, _ in rows], dtype=object)
+    return table
+
+
+#: Answers that stand for no received reply: they never replace one.
+_NOT_RECEIVED = frozenset({"exhausted", "judge_error", "over_budget", "expired", "bad_image"})
+
+
+def _news(stored: Judgement | None, new: Judgement) -> bool:
+    """Whether a row is to be appended. Being answered from the cache this time is not news, and neither a skipped judge nor
+    a failed call replaces an answer that was received."""
     if stored is None:
+        return True
+    received = isinstance(stored.answer, Verdict) or (
+        isinstance(stored.answer, NoVerdict) and stored.answer.reason not in _NOT_RECEIVED
+    )
+    empty = isinstance(new.answer, NotAsked) or (
+        isinstance(new.answer, NoVerdict) and new.answer.reason in _NOT_RECEIVED
+    )
+    if received and empty:
         return False
     plain = [
         j.model_copy(update={"calls": tuple(c.model_copy(update={"cached": False}) for c in j.calls)})
         for j in (stored, new)
     ]
-    return plain[0] == plain[1]
+    return plain[0] != plain[1]
 
 
 def _verified(files: RunFiles) -> Callable[[str], bytes | None]:

@@ -83,7 +83,12 @@ class RunFiles:
         """Append rows to cases.jsonl or judgements.jsonl; a torn last line (a crash while writing) is cut off first."""
         path = self._plain(name)
         self.folder.mkdir(parents=True, exist_ok=True)
-        blob = b"".join(row.model_dump_json(exclude_defaults=False).encode("utf-8") + b"\n" for row in rows)
+        lines = [row.model_dump_json().encode("utf-8") + b"\n" for row in rows]
+        if any(len(line) > MAX_LINE for line in lines):
+            raise UsageError(
+                f"{path}: a row is longer than {MAX_LINE} bytes, which could not be read back; shorten its prompt or tags"
+            )
+        blob = b"".join(lines)
         with open(path, "ab") as file:
             torn = _torn_bytes(path)
             if torn:
@@ -91,7 +96,7 @@ class RunFiles:
             file.write(blob)
             file.flush()
             os.fsync(file.fileno())
-        return blob.count(b"\n")
+        return len(lines)
 
     def put_image(self, digest: str, png: bytes) -> None:
         path = self.image_path(digest)

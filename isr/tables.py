@@ -26,17 +26,25 @@ CASE_COLUMNS = (
     "edited", "original", "edited_name", "original_name",
 )  # fmt: skip
 _USAGE = tuple(Usage.model_fields)
+#: Names that figures of a report use; a tag of the same name would be overwritten by them.
+_RESERVED = frozenset(CASE_COLUMNS) | {
+    "n", "images", "isr", "low", "high", "bound_low", "bound_high", "band_low", "band_high", "mismatch_rate", "mismatch_n",
+    "degradation_rate", "degradation_n", "no_verdicts", "undetermined", "interval", "outcome", "judge",
+}  # fmt: skip
 
 
 def case_table(cases: Sequence[CaseRecord]) -> pd.DataFrame:
-    """One row per case; tags become columns (a tag that shadows a known column is prefixed with "tag_")."""
+    """One row per case; tags become columns (a tag with the name of a column or figure of ours is prefixed with "tag_")."""
     rows = []
     for case in cases:
         row = {name: getattr(case, name) for name in CASE_COLUMNS}
         for key, value in case.tags.items():
-            row[f"tag_{key}" if key in CASE_COLUMNS else key] = value
+            row[f"tag_{key}" if key in _RESERVED else key] = value
         rows.append(row)
-    return pd.DataFrame(rows, columns=None if rows else list(CASE_COLUMNS))
+    table = pd.DataFrame(rows, columns=None if rows else list(CASE_COLUMNS))
+    # As objects: beside a missing one, pandas would make floats of whole numbers, and two large seeds would become one.
+    table["seed"] = pd.Series([case.seed for case in cases], dtype=object, index=table.index)
+    return table
 
 
 def judgement_table(cases: Sequence[CaseRecord], judgements: Sequence[Judgement]) -> pd.DataFrame:

@@ -181,10 +181,12 @@ def import_folder(folder: str | Path, rules: Rules, *, rules_folder: str | Path 
         rows.append(row)
     problems += prompts.problems
     without = sum(r.get("original") is None for r in rows)
-    if 0 < without < len(rows):
+    if "original" in found and without:
         first = next(r["edited"] for r in rows if r.get("original") is None)
         problems.append(
-            Problem(first, f"has no original, as {without} of {len(rows)} edits; give all or leave files.original out")
+            Problem(
+                first, f"has no original, as {without} of {len(rows)} edits; complete them or leave files.original out"
+            )
         )
     if problems:
         raise ProblemsError(problems)

@@ -22,7 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["main", "parser"]
 
 #: Our own command modules, in the order of `isr --help`.
-_MODULES = ("evaluate", "batch", "runs", "review", "statistics", "calibrate", "probe", "info", "immunize", "bench", "demo")
+_MODULES = (
+    "evaluate",
+    "batch",
+    "runs",
+    "review",
+    "statistics",
+    "calibrate",
+    "probe",
+    "info",
+    "immunize",
+    "bench",
+    "demo",
+)
 
 
 def parser() -> argparse.ArgumentParser:

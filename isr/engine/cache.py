@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 import stat
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -152,6 +153,8 @@ class DiskCache:
             raise UsageError(
                 f"cache: cannot use the folder {str(self.folder)!r}: {error}. Give another one with cache=, or set {CACHE_ENV}."
             ) from error
+        #: What two runs of one process share their questions under.
+        self.space = str(self.folder.resolve())
 
     def get(self, key: str) -> Call | None:
         text = self._store.get(f"call:{key}")
@@ -168,7 +171,10 @@ class DiskCache:
         return call
 
     def put(self, key: str, call: Call) -> None:
-        self._store.set(f"call:{key}", call.model_dump_json())
+        try:
+            self._store.set(f"call:{key}", call.model_dump_json())
+        except (sqlite3.Error, diskcache.Timeout) as error:
+            raise OSError(f"{self.folder}: {error or 'the database stayed locked'}") from error
 
     def memo(self) -> MutableMapping[str, Any]:
         return _Memo(self._store)

@@ -15,8 +15,9 @@ from typing import TypeVar
 
 import tenacity
 
-from ..errors import TransientError
+from ..errors import TransientError, UsageError
 from ..schema import Attempt
+from ..secret import environment_secrets, scrub
 
 __all__ = ["Exhausted", "RetryPolicy", "with_retry"]
 
@@ -36,6 +37,10 @@ class RetryPolicy:
     base: float = 1.0
     cap: float = 60.0
     longest_wait: float = 300.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
+            raise UsageError(f"attempts: expected a whole number of at least 1, got {self.attempts!r}")
 
 
 class Exhausted(Exception):  # noqa: N818 - a control-flow signal inside the engine, not an error for users
@@ -75,7 +80,6 @@ async def with_retry(
     def wait(state: tenacity.RetryCallState) -> float:
         asked = wanted(state.outcome.exception() if state.outcome else None)
         if asked is not None:
-            on_wait(asked)
             return asked
         ceiling: float = min(policy.cap, policy.base * 2.0 ** (state.attempt_number - 1))
         return ceiling * (0.5 + 0.5 * jitter())
@@ -85,6 +89,10 @@ async def with_retry(
         return state.attempt_number >= policy.attempts or (asked is not None and asked > policy.longest_wait)
 
     def note_wait(state: tenacity.RetryCallState) -> None:
+        # Only a wait that will happen holds the other calls too: a longer one than is waited for ends this call alone.
+        asked = wanted(state.outcome.exception() if state.outcome else None)
+        if asked is not None:
+            on_wait(asked)
         attempts[-1] = attempts[-1].model_copy(update={"waited": state.upcoming_sleep})
 
     async def attempt() -> T:
@@ -92,7 +100,8 @@ async def with_retry(
         try:
             result = await call()
         except TransientError as error:
-            attempts.append(Attempt(seconds=clock() - started, ended=str(error)[:300], status=error.status))
+            ended = scrub(error, environment_secrets(), limit=300)
+            attempts.append(Attempt(seconds=clock() - started, ended=ended, status=error.status))
             raise
         attempts.append(Attempt(seconds=clock() - started, ended="ok"))
         return result

@@ -55,12 +55,15 @@ async def judge_cases(
                 judgements = await (_lazily(case, runners) if lazy else _all(case, runners))
                 await done.put((case, judgements))
         except asyncio.CancelledError:
-            raise
+            if _being_cancelled():
+                raise
+            stopped.set()
+            await done.put(RuntimeError("a judge or the source of the cases raised CancelledError by itself"))
         except BaseException as error:  # noqa: BLE001 - carried to the consumer, which raises it after the others finished
             stopped.set()
             await done.put(error)
         finally:
-            if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
+            if not _being_cancelled():
                 await done.put(None)
 
     workers = [asyncio.create_task(worker()) for _ in range(width)]
@@ -81,6 +84,11 @@ async def judge_cases(
         for task in workers:
             task.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _all(case: JudgeableCase, runners: Sequence[JudgeRunner]) -> tuple[Judgement, ...]:

@@ -6,14 +6,16 @@ import asyncio
 import hashlib
 import json
 import logging
+import threading
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from ..errors import IntegrityError, JudgeStoppedError, TransientError
+from ..errors import IntegrityError, JudgeStoppedError, TransientError, UsageError
 from ..money import Budget, Price, WorstCase
 from ..protocols import Ask, Judge, Picture, Question, Reply
-from ..rubric import Rubric
+from ..rubric import MAX_REPLY_CHARS, Rubric
 from ..schema import Attempt, Call, Judgement, NoVerdict, Verdict
 from ..secret import environment_secrets, scrub
 from .cache import CacheKeys, ReplyCache
@@ -30,6 +32,11 @@ logger = logging.getLogger("isr")
 REASKS = 1
 #: Answers that never came from a received reply, and so are never stored (docs/definitions.md, section 6).
 NEVER_STORED = frozenset({"exhausted", "judge_error", "over_budget", "bad_image", "expired"})
+
+
+#: Questions on their way in this process, by cache and key.
+_FLYING: dict[tuple[str, str], Future[Call]] = {}
+_FLYING_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,9 @@ class JudgeRunner:
         self._worst = None if price is None else WorstCase(price, *output_limit(judge))
         self._limiter = limiter or Limiter(judge.limits)
         self._keys = cache_keys(judge, rubric, settings)
-        self._flying: dict[str, asyncio.Future[Call]] = {}
+        self._space = getattr(cache, "space", None) or f"{id(cache)}"
+        #: Questions (key of the first ask) that this run asked anew after a stored no-verdict: once each.
+        self._again: set[str] = set()
         self.served: Counter[str] = Counter()
 
     async def judge_case(self, case: JudgeableCase) -> Judgement:
@@ -143,12 +152,14 @@ class JudgeRunner:
             if stored is not None:
                 calls.append(stored.model_copy(update={"cached": True}))
                 self._saw(stored)
-            elif self._due(calls):
+            elif (shared := await self._shared(key)) is not None:
+                calls.append(shared)
+            elif self._due(calls, self._key(case, vote, 0)):
                 calls.append(await self._once(case, vote, ask, key))
             if len(calls) == ask or isinstance(calls[-1].answer, Verdict):
                 return calls
 
-    def _due(self, calls: list[Call]) -> bool:
+    def _due(self, calls: list[Call], question: str) -> bool:
         """Whether a further ask is wanted after these: the first one, the re-ask of an unreadable reply, or (on
         request) one more after the stored answer was no verdict."""
         if not calls:
@@ -158,32 +169,49 @@ class JudgeRunner:
             return False
         if last.reason == "unparseable" and sum(_unparseable(c) for c in calls) <= REASKS:
             return True
-        return self._settings.retry_no_verdicts and all(c.cached for c in calls)
+        if self._settings.retry_no_verdicts and all(c.cached for c in calls) and question not in self._again:
+            self._again.add(question)
+            return True
+        return False
 
     def _key(self, case: JudgeableCase, vote: int, ask: int) -> str:
         return self._keys.key(prompt=case.record.prompt, pictures=case.digests(), vote=vote, ask=ask)
 
+    async def _shared(self, key: str) -> Call | None:
+        """The reply to a question that another case, or another run of this process on the same cache, is asking now."""
+        with _FLYING_LOCK:
+            flying = _FLYING.get((self._space, key)) if self._cache is not None else None
+        if flying is None:
+            return None
+        try:
+            call = await asyncio.shield(asyncio.wrap_future(flying))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return None  # the other run was stopped; this one asks for itself
+        return call.model_copy(update={"cached": True})
+
     async def _once(self, case: JudgeableCase, vote: int, ask: int, key: str) -> Call:
-        """One paid call; two cases with the same question in flight share it."""
-        flying = self._flying.get(key) if self._cache is not None else None
-        if flying is not None:
-            return (await asyncio.shield(flying)).model_copy(update={"cached": True})
-        future: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
-        self._flying[key] = future
+        """One paid call, announced so that whoever has the same question shares it."""
+        mine: Future[Call] = Future()
+        with _FLYING_LOCK:
+            _FLYING.setdefault((self._space, key), mine)
         try:
             call = await self._call(case, vote, ask, key)
         except Exception as error:
-            future.set_exception(error)
-            future.exception()  # marks it as seen: without a sharer, only the raiser reports it
+            mine.set_exception(error)
             raise
         except asyncio.CancelledError:
-            future.cancel()
+            mine.cancel()
             raise
         else:
-            future.set_result(call)
+            mine.set_result(call)
             return call
         finally:
-            self._flying.pop(key, None)
+            with _FLYING_LOCK:
+                if _FLYING.get((self._space, key)) is mine:
+                    del _FLYING[self._space, key]
 
     async def _call(self, case: JudgeableCase, vote: int, ask: int, key: str) -> Call:
         try:
@@ -201,36 +229,44 @@ class JudgeRunner:
         )
         try:
             reply, attempts = await with_retry(
-                lambda: self._attempt(question), self._settings.retry, on_wait=self._limiter.pause
+                lambda: self._attempt(question, key), self._settings.retry, on_wait=self._limiter.pause
             )
+        except _Stored as found:
+            return found.call.model_copy(update={"cached": True})
         except _OverBudget as error:
             answer = NoVerdict(reason="over_budget", detail=str(error))
             return Call(vote=vote, ask=ask, answer=answer, failure=answer)
         except Exhausted as error:
-            answer = NoVerdict(reason="exhausted", detail=f"after {len(error.attempts)} attempts: {error}"[:300])
+            said = scrub(error, environment_secrets(), limit=260)
+            answer = NoVerdict(reason="exhausted", detail=f"after {len(error.attempts)} attempts: {said}")
             return Call(vote=vote, ask=ask, answer=answer, failure=answer, attempts=error.attempts)
-        except (JudgeStoppedError, asyncio.CancelledError):
-            raise
-        except Exception as error:  # noqa: BLE001 - a judge is foreign code: whatever it raises is a missing verdict, never a crash or a score
+        except JudgeStoppedError as error:
+            raise JudgeStoppedError(
+                scrub(error, environment_secrets(), limit=2000), judge=error.judge or self.name, status=error.status
+            ) from None
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
             logger.warning("judge %s raised %s on case %s", self.name, type(error).__name__, case.record.case_id)
             detail = scrub(f"{type(error).__name__}: {error}", environment_secrets(), limit=300)
             answer = NoVerdict(reason="judge_error", detail=detail)
             return Call(vote=vote, ask=ask, answer=answer, failure=answer)
         return self._receive(reply, attempts, vote, ask, key)
 
-    async def _attempt(self, question: Question) -> Reply:
+    async def _attempt(self, question: Question, key: str) -> Reply:
         async with self._limiter.slot():
+            # Another process may have received this reply while we waited for a place.
+            stored = self._cache.get(key) if self._cache is not None else None
+            if stored is not None:
+                raise _Stored(stored)
             reply = await self._paid(question)
-        if not isinstance(reply, Reply):
-            raise TypeError(f"judge {self.name!r} must return a Reply, got {type(reply).__name__}")
-        if reply.text is None and reply.answer is None:
-            raise TransientError("an empty reply without a word on why")
+        _check_reply(reply, self.name)
         self._limiter.spent((reply.usage.input_tokens or 0) + (reply.usage.output_tokens or 0))
         return reply
 
     async def _paid(self, question: Question) -> Reply:
-        """One attempt under the spend cap. An attempt that failed without an HTTP answer (timeout, dropped connection) may
-        have been served and billed, so its worst case counts as spent."""
+        """One attempt under the spend cap."""
         if self._budget is None or self._worst is None:
             return await self._ask(question)
         text = len(question.instructions) + len(question.data) + len(str(question.schema))
@@ -246,7 +282,8 @@ class JudgeRunner:
             actual = worst if known is None else known
             return reply
         except TransientError as error:
-            actual = 0.0 if error.status is not None else worst
+            # An HTTP error is not billed; a timeout, a dropped connection or a broken answer of status 200 may be.
+            actual = 0.0 if error.status is not None and error.status >= 400 else worst
             raise
         except JudgeStoppedError:
             actual = 0.0
@@ -265,7 +302,8 @@ class JudgeRunner:
         call = Call(
             vote=vote,
             ask=ask,
-            text=reply.text,
+            # One character more than is ever read: an endless reply stays unparseable when it is read again.
+            text=None if reply.text is None else reply.text[: MAX_REPLY_CHARS + 1],
             finish=reply.finish,
             failure=failure,
             answer=answer,
@@ -280,12 +318,40 @@ class JudgeRunner:
         )
         self._saw(call)
         if self._cache is not None and not (failure is not None and failure.reason in NEVER_STORED):
-            self._cache.put(key, call)
+            try:
+                self._cache.put(key, call)
+            except OSError as error:
+                raise UsageError(
+                    f"cache: a received reply could not be stored ({error}); make room or give another folder with cache=, "
+                    "then run again: what was stored is not asked twice"
+                ) from error
         return call
 
     def _saw(self, call: Call) -> None:
         if call.served_model:
             self.served[call.served_model] += 1
+
+
+class _Stored(Exception):  # noqa: N818 - a control-flow signal inside the engine
+    """The reply came into the cache meanwhile."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+
+def _check_reply(reply: object, judge: str) -> None:
+    """What a judge returned, verified: it is foreign code."""
+    if not isinstance(reply, Reply):
+        raise TypeError(f"judge {judge!r} must return a Reply, got {type(reply).__name__}")
+    if reply.text is not None and not isinstance(reply.text, str):
+        raise TypeError(f"Reply.text must be text, got {type(reply.text).__name__}")
+    if reply.answer is not None and not isinstance(reply.answer, Verdict | NoVerdict):
+        raise TypeError(f"Reply.answer must be a Verdict or a NoVerdict, got {type(reply.answer).__name__}")
+    if reply.text is not None and isinstance(reply.answer, Verdict):
+        raise TypeError("Reply holds both text and a Verdict; give one of them, so that replay can tell what was said")
+    if reply.text is None and reply.answer is None:
+        raise TransientError("an empty reply without a word on why")
 
 
 class _OverBudget(Exception):  # noqa: N818 - a control-flow signal inside the engine

@@ -111,6 +111,8 @@ def write(report: Report, path: str | Path, *, assets: bool = False, budget: int
 
 def notebook(report: Report) -> str:
     """A small table for notebooks."""
+    if not report.n:
+        return f"<pre>{escape(summary(report))}</pre>"
     return f"<pre>{escape(summary(report))}</pre>" + str(report.by("method").to_html(float_format=lambda v: f"{v:.3f}"))
 
 

@@ -20,6 +20,7 @@ def isr_table(report: Report, by: str = "method") -> str:
     records = [c for c in report.case_records if c.arm == "immunized"]
     if not records:
         raise UsageError("to_latex: this run holds no case of the immunized arm")
+    name = "ISR" if len(report.judges) > 1 else "Defeated"  # one judge alone is not the paper's ISR
     kinds = [k for k in _KINDS if any(c.prompt_kind == k for c in records)]
     if kinds and all(c.prompt_kind is not None for c in records):
         table = report.by(by, "prompt_kind")
@@ -31,12 +32,12 @@ def isr_table(report: Report, by: str = "method") -> str:
             [latex(name if name is not None else "--"), *(c.get(k, "--") for k in kinds)] for name, c in cells.items()
         ]
     else:
-        heads = ["ISR $\\uparrow$"]
+        heads = [f"{name} $\\uparrow$"]
         rows = [
             [latex(row[by] if row[by] is not None else "--"), _cell(row)] for row in report.by(by).to_dict("records")
         ]
     if kinds and len(heads) == len(kinds) and heads[0].endswith(("Prompt", "Prompts")):
-        heads = [f"{h} ISR $\\uparrow$" for h in heads]
+        heads = [f"{h} {name} $\\uparrow$" for h in heads]
     caption = (
         f"{latex(report.title)}, in per cent, with {latex(report.interval.method)} {report.interval.level:.0%} intervals. ".replace(
             "95%", r"95\%"

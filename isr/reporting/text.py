@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from ..stats.intervals import Interval
@@ -30,6 +31,9 @@ def percent_range(low: float | None, high: float | None, digits: int = 1) -> str
 
 def summary(report: Report) -> str:
     """Title, ISR with interval, bounds and band, counts, control arm and warnings."""
+    if not report.n:
+        arms = Counter(c.arm for c in report.case_records)
+        return "no immunized rows, so no ISR: " + ", ".join(f"{n} {arm}" for arm, n in arms.most_common())
     rate = report.rate
     interval: Interval = report.interval
     lines = [
@@ -43,7 +47,7 @@ def summary(report: Report) -> str:
         lines.append(f"  band     {percent_range(*report.band)}  (strict to any)")
     lines += _control_lines(report)
     if report.no_verdicts:
-        lines.append("  no verdict: " + ", ".join(f"{n} × {r}" for r, n in report.no_verdicts.most_common()))
+        lines.append("  no verdict (all arms): " + ", ".join(f"{n} × {r}" for r, n in report.no_verdicts.most_common()))
     lines += [f"  ! {w}" for w in report.warnings]
     return "\n".join(lines)
 
@@ -73,7 +77,8 @@ def _control_lines(report: Report) -> list[str]:
         if broken.value is not None
         else f"absent: {broken.reason}"
     )
-    beside = f"noise arm {percent(noise.value)}" if noise.value is not None else noise.reason
+    absent = noise.reason if noise.reason == "no noise arm" else f"noise arm absent: {noise.reason}"
+    beside = f"noise arm {percent(noise.value)}" if noise.value is not None else absent
     lines.append(f"  broken   {told}  ({beside})")
     lines.append(
         "  Abbott   " + (percent(arm.abbott.value) if arm.abbott.value is not None else f"absent: {arm.abbott.reason}")

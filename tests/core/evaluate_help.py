@@ -38,6 +38,8 @@ def text(mismatch: bool = False, degradation: bool = False) -> str:
 class Scripted(AskJudge):
     """Answers by a function of the question, or one list item per call, and remembers the questions."""
 
+    version = "1"
+
     def __init__(
         self, script: Callable[[Question], Any] | Sequence[Any], name: str = "scripted", concurrency: int = 4
     ) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError as FutureCancelledError
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluate_help import Scripted, pictures, text
+from evaluate_help import Scripted, picture, pictures, text
 from isr.judges.function import FunctionJudge
 
 import isr
+from isr.cli import main
 from isr.engine.retry import RetryPolicy
-from isr.errors import JudgeStoppedError, TransientError
+from isr.errors import JudgeStoppedError, TransientError, UsageError
+from isr.protocols import JudgeLimits, Reply
+from isr.registry import JUDGES
 from isr.schema import NoVerdict
 
 SECRET = "sk-very-secret-123456"
@@ -143,3 +148,234 @@ def test_a_replayed_run_keeps_the_re_ask_of_an_unreadable_reply(tmp_path: Path) 
     again = run(f"replay:{tmp_path / 'run'}")
     assert [len(j.calls) for j in again.judgement_records] == [len(j.calls) for j in stored.judgement_records] == [2, 2]
     assert [j.answer for j in again.judgement_records] == [j.answer for j in stored.judgement_records]
+
+
+# ------------------------------------------------------------------------------------------------- streams
+
+
+def edit_case(i: int, **columns: Any) -> isr.EditCase:
+    return isr.EditCase(picture(i), f"edit {i}", original=picture(i + 500), **columns)
+
+
+class Slow(isr.AskJudge):
+    """Answers the first case at once and all others after a long time."""
+
+    name = "slow"
+    limits = JudgeLimits(concurrency=8)
+
+    async def ask(self, question: Any) -> Reply:
+        if question.prompt != "edit 0":
+            await asyncio.sleep(30)
+        return Reply(text=text(True))
+
+
+def of_streams() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith(("isr-stream", "isr-images"))]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.4])
+def test_leaving_a_stream_does_not_wait_for_the_next_answer(delay: float, tmp_path: Path) -> None:
+    found = isr.stream(map(edit_case, range(6)), judges=[Slow()], cache=False, out=tmp_path / "run")
+    assert next(found).case.prompt == "edit 0"
+    time.sleep(delay)
+    start = time.monotonic()
+    found.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - start < 15  # an answer takes 30 s
+    assert of_streams() == []
+    assert isr.Report.load(tmp_path / "run").n == 1
+
+
+def test_an_interrupt_in_the_loop_stops_the_stream() -> None:
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in isr.stream(map(edit_case, range(6)), judges=[Slow()], cache=False):
+            raise KeyboardInterrupt
+    assert time.monotonic() - start < 25
+    assert of_streams() == []
+
+
+def test_progress_of_a_stream(capsys: pytest.CaptureFixture[str]) -> None:
+    judge = Scripted(lambda q: text(True))
+    assert len(list(isr.stream(map(edit_case, range(3)), judges=[judge], cache=False, progress=True))) == 3
+    assert "judging" in capsys.readouterr().err
+    assert len(list(isr.stream(map(edit_case, range(3)), judges=[judge], cache=False, progress=False))) == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_a_resumed_stream_adds_up_what_was_served_and_keeps_the_notes(tmp_path: Path) -> None:
+    def answers(model: str) -> Scripted:
+        return Scripted(lambda q: Reply(text=text(True), served_model=model))
+
+    def some(n: int) -> Iterator[isr.EditCase]:
+        yield isr.EditCase(b"broken", "edit 99", original=picture(1))
+        yield from map(edit_case, range(n))
+
+    out = tmp_path / "run"
+    list(isr.stream(some(3), judges=[answers("snap-1")], cache=False, out=out))
+    lock = json.loads((out / "run.json").read_text())
+    list(isr.stream(some(5), judges=[answers("snap-2")], cache=False, out=out))
+    # nothing new: nothing is asked, and nothing is forgotten
+    list(isr.stream(some(5), judges=[answers("snap-3")], cache=False, out=out))
+    report = isr.Report.load(out)
+    assert report.lock["judges"][0]["served"] == {"snap-1": 3, "snap-2": 2}
+    assert report.lock["created"] == lock["created"]
+    assert lock["notes"] == report.lock["notes"]
+    assert [n for n in report.lock["notes"] if "could not be read" in n] == [
+        "1 cases hold a picture that could not be read; they count as no verdict (bad_image)."
+    ]
+    assert report.lock["settings"]["on_bad_image"] == "skip"
+    assert report.n == 6
+
+
+def test_a_stream_that_is_left_records_what_was_served(tmp_path: Path) -> None:
+    judge = Scripted(lambda q: text(True), concurrency=1)
+    found = isr.stream(map(edit_case, range(200)), judges=[judge], cache=False, out=tmp_path / "run")
+    for _ in range(70):
+        next(found)
+    found.close()  # type: ignore[attr-defined]
+    report = isr.Report.load(tmp_path / "run")
+    assert report.lock["judges"][0]["served"]["scripted-1"] >= report.n >= 70
+
+
+def test_the_notes_of_a_stream_are_those_of_a_list(tmp_path: Path) -> None:
+    def alone() -> list[isr.EditCase]:
+        return [isr.EditCase(picture(i), "p", arm="control" if i == 2 else "immunized") for i in (0, 1, 1, 2)]
+
+    streamed = isr.evaluate(iter(alone()), judges=[Scripted(lambda q: text(True))], cache=False, progress=False)
+    listed = isr.evaluate(alone(), judges=[Scripted(lambda q: text(True))], cache=False, progress=False)
+    assert streamed.lock["notes"] == listed.lock["notes"]
+    assert len(listed.lock["notes"]) == 5
+
+
+def test_a_control_row_that_comes_too_late_is_told() -> None:
+    rows = [edit_case(0), edit_case(1)]
+    late = [isr.EditCase(picture(700 + i), f"edit {i}", original=picture(i + 500), arm="control") for i in range(2)]
+
+    def notes(cases: list[isr.EditCase]) -> str:
+        report = isr.evaluate(iter(cases), judges=[Scripted(lambda q: text(True))], cache=False, progress=False)
+        return "\n".join(report.lock["notes"])
+
+    found = notes([*rows, *late])
+    assert "2 of 2 edits have no control" in found
+    assert "put control rows first" in found
+    assert "put control rows first" in notes([rows[0], late[0]])
+    assert notes([*late, *rows]) == ""
+    # made from control=, after an edit of the same columns that has none
+    assert notes([edit_case(0), edit_case(0, method="m", control=picture(700))]) == (
+        "1 of 2 edits have no control; paired figures use the others only."
+    )
+
+
+def test_a_stream_does_not_go_on_without_the_originals(tmp_path: Path) -> None:
+    judge = Scripted(lambda q: text(True))
+    list(isr.stream([edit_case(0)], judges=[judge], cache=False, out=tmp_path / "run"))
+    with pytest.raises(UsageError, match="was judged with originals, and this case comes without"):
+        list(isr.stream([isr.EditCase(picture(1), "p")], judges=[judge], cache=False, out=tmp_path / "run"))
+
+
+# ------------------------------------------------------------------------------------------------- bridges and comparisons
+
+
+def even(question: Any) -> str:
+    return text(int(question.prompt.split()[1]) % 2 == 0)
+
+
+def test_controls_of_two_methods_without_seeds_are_carried_over(tmp_path: Path) -> None:
+    """Two methods, one prompt and image, each with a control picture of its own."""
+    report = isr.evaluate(
+        [picture(0), picture(1)], ["edit 0"] * 2, originals=[picture(9)] * 2, controls=[picture(2), picture(3)],
+        columns={"method": ["a", "b"], "category": ["x", "y"]}, judges=[Scripted(even)], cache=False, progress=False,
+    )  # fmt: skip
+    found = isr.bridge(report, [Scripted(even, "b")], cache=False, progress=False)
+    assert [(c.case_id, c.control, c.category) for c in found.new.case_records] == [
+        (c.case_id, c.control, c.category) for c in report.case_records
+    ]
+    assert len(found.new.case_records) == 4
+
+
+def test_pairs_without_image_ids_are_carried_over() -> None:
+    report = isr.evaluate(
+        pictures(2), ["edit 0", "edit 1"], controls=pictures(2, 5), judges=[Scripted(even)], cache=False, progress=False
+    )
+    found = isr.bridge(report, [Scripted(even, "b")], cache=False, progress=False)
+    assert [(c.case_id, c.control) for c in found.new.case_records] == [
+        (c.case_id, c.control) for c in report.case_records
+    ]
+    assert found.new.control_arm is not None
+    assert found.new.control_arm.n_pairs == 2
+
+
+@pytest.mark.parametrize("columns", [{"id": "n"}, {"method": "none"}, {"tags": {"who": "me"}}, {"category": "other"}, {}])
+def test_explicit_control_rows_are_carried_over_as_they_are(columns: dict[str, Any]) -> None:
+    cases = [
+        edit_case(0, method="a", category="c"),
+        edit_case(0, method="b", category="c"),
+        isr.EditCase(picture(7), "edit 0", original=picture(500), arm="control", **{"category": "c", **columns}),
+        isr.EditCase(picture(8), "edit 0", original=picture(501), arm="control"),  # of nobody
+    ]
+    report = isr.evaluate(cases, judges=[Scripted(even)], cache=False, progress=False)
+    found = isr.bridge(report, [Scripted(even, "b")], cache=False, progress=False)
+
+    def rows(which: isr.Report) -> dict[str, Any]:
+        names = {"edited_name", "original_name"}
+        return {c.case_id: c.model_dump(exclude=names) for c in which.case_records}
+
+    assert rows(found.new) == rows(report)
+    assert [c.control for c in report.case_records[:2]] == [report.case_records[2].case_id] * 2
+
+
+def test_a_lazy_run_is_bridged_without_agreement() -> None:
+    report = run([Scripted(even, "a"), Scripted(even, "b")], lazy=True)
+    for name in ("c", "a"):  # another judge, and one of the same name
+        found = isr.bridge(report, [Scripted(even, name)], cache=False, progress=False)
+        assert (found.agreement, found.absent) == (None, "lazy")
+        assert "absent: lazy" in str(found)
+    whole = isr.bridge(run([Scripted(even, "a")]), [Scripted(even, "c")], cache=False, progress=False)
+    assert whole.agreement is not None
+    assert "absent" not in str(whole)
+    new_lazy = isr.bridge(run([Scripted(even, "a")]), [Scripted(even, "c"), Scripted(even, "d")], lazy=True, cache=False)
+    assert new_lazy.absent == "lazy"
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, start in (("a", 0), ("b", 300)):
+        isr.evaluate(
+            pictures(4, start), [f"edit {i}" for i in range(4)], originals=pictures(4, 900),
+            columns={"method": ["m"] * 4}, judges=[Scripted(even)], cache=False, progress=False,
+        ).save(tmp_path / place / "run")  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for given in (("a/run", "b/run"), ("a/run/", tmp_path / "b" / "run")):
+        found = isr.compare(*given, n_boot=200)
+        assert set(found.rates["method"]) == {"m (a/run)", "m (b/run)"}
+    with pytest.raises(UsageError, match="given twice"):
+        isr.compare("a/run", tmp_path / "a" / "run")
+
+
+# ------------------------------------------------------------------------------------------------- the metric class
+
+
+def metric() -> isr.ImmunizationSuccessRate:
+    return isr.ImmunizationSuccessRate(judges=[Scripted(even)], cache=False, progress=False)
+
+
+def test_control_rows_given_to_the_metric_are_kept() -> None:
+    prompts = [f"edit {i}" for i in range(2)]
+    one = metric()
+    one.update(pictures(2), prompts, originals=pictures(2, 900))
+    one.update(pictures(2, 50), prompts, originals=pictures(2, 900), columns={"arm": ["control"] * 2})
+    assert len(one.report.case_records) == 4
+    assert one.report.control_arm is not None
+    assert one.report.control_arm.n_pairs == 2
+    # in one batch, and without originals (then they stay unpaired)
+    two = metric()
+    two.update(pictures(4), prompts * 2, columns={"arm": ["immunized", "control", "control", "immunized"]})
+    assert sorted(c.arm for c in two.report.case_records) == ["control", "control", "immunized", "immunized"]
+
+
+def test_controls_of_the_metric_stay_with_their_edits() -> None:
+    one = metric()
+    prompts = (f"edit {i}" for i in range(2))
+    one.update(iter(pictures(2)), prompts, controls=[picture(50), None])
+    assert sorted((c.arm, c.control is not None) for c in one.report.case_records) == [
+        ("control", False), ("immunized", False), ("immunized", True),
+    ]  # fmt: skip
