@@ -1,0 +1,98 @@
+"""`isr import`: other repositories' folders by rules, and everything that does not fit named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from isr.bench.importing import Rules, import_folder, load_rules
+from isr.cases import prepare
+from isr.errors import ProblemsError, UsageError
+
+RULES = {
+    "files": {
+        "edited": "out/{method}/{image}_{seed}",
+        "original": "data/{image}",
+        "control": "out/clean/{image}_{seed}",
+        "immunized": "safe/{method}/{image}.png",
+    },
+    "prompts": {"file": "prompts.csv"},
+    "columns": {"editor": "ip2p", "prompt_kind": "original"},
+    "rename": {"method": {"ours": "sifm"}},
+}
+
+
+def picture(path: Path, level: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("RGB", (8, 8), (level, level, level)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    base = tmp_path / "repo"
+    for i, image in enumerate(("cat", "dog")):
+        picture(base / "data" / f"{image}.jpg", 100 + i)
+        picture(base / "out" / "clean" / f"{image}_7.png", 10 + i)
+        for m, method in enumerate(("ours", "mist")):
+            picture(base / "out" / method / f"{image}_7.png", 50 + 10 * m + i)
+            picture(base / "safe" / method / f"{image}.png", 104 + i)
+    picture(base / "figures" / "teaser.png", 1)
+    (base / "prompts.csv").write_text("image,prompt\ncat,make it snow\ndog,make it rain\n")
+    return base
+
+
+def test_pairs_by_name_and_the_manifest_is_judgeable(folder: Path, tmp_path: Path) -> None:
+    found = import_folder(folder, Rules.model_validate(RULES))
+    assert len(found.rows) == 4
+    assert found.unmatched == ("figures/teaser.png",)
+    assert (found.without_original, found.without_control, found.without_immunized) == (0, 0, 0)
+    row = next(r for r in found.rows if r["edited"] == "out/ours/cat_7.png")
+    assert row["method"] == "sifm"
+    assert (row["original"], row["control"], row["prompt"], row["seed"]) == (
+        "data/cat.jpg",
+        "out/clean/cat_7.png",
+        "make it snow",
+        7,
+    )
+    assert row["levels"] == 4
+    manifest = found.write(tmp_path / "lists" / "manifest.jsonl", folder)
+    prepared = prepare(manifest)
+    # 4 edits and one control per picture, shared by the methods.
+    assert len(prepared.cases) == 6
+    assert sum(c.record.control is not None for c in prepared.cases) == 4
+    assert {c.record.image_id for c in prepared.cases} == {"cat", "dog"}
+
+
+def test_everything_that_does_not_fit_is_named(folder: Path) -> None:
+    (folder / "data" / "dog.jpg").unlink()
+    (folder / "prompts.csv").write_text("image,prompt\ncat,make it snow\ncat,make it hail\n")
+    picture(folder / "data" / "cat.png", 3)
+    with pytest.raises(ProblemsError) as caught:
+        import_folder(folder, Rules.model_validate(RULES))
+    text = str(caught.value)
+    assert "are both original of" in text
+    assert "another prompt for ('cat',) than before" in text
+    assert "no prompt for" in text
+    assert "has no original" in text
+
+
+def test_rules_errors_name_the_key(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text('[files]\nedited = "out/{method}.png"\n[prompts]\n')
+    with pytest.raises(UsageError, match=r"(?s)files\.edited: .*has no \{image\}.*prompts: give either file or text"):
+        load_rules(path)
+    path.write_text('[files]\nedited = "../{image}"\n[prompts]\ntext = "x"\n')
+    with pytest.raises(UsageError, match="must be a path below the folder"):
+        load_rules(path)
+    none = Rules.model_validate({"files": {"edited": "edits/{image}"}, "prompts": {"text": "x"}})
+    with pytest.raises(UsageError, match=r"no picture below .* fits 'edits/\{image\}'"):
+        import_folder(folder, none)
+
+
+def test_links_are_not_followed(folder: Path) -> None:
+    (folder / "out" / "ours" / "fox_7.png").symlink_to(folder / "figures" / "teaser.png")
+    found = import_folder(folder, Rules.model_validate(RULES))
+    assert not any("fox" in json.dumps(r) for r in found.rows)

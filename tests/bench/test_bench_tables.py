@@ -1,0 +1,169 @@
+"""Tables: figures worked by hand, published numbers as printed, escaping, and what never mixes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pandas as pd
+import pytest
+from bench_help import run, toy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isr.bench.papertable import PaperTable, TextCell
+from isr.bench.reported import reported_for, reported_rows
+from isr.bench.results import Results, mean_of
+from isr.bench.tables import make_tables, write_tables
+from isr.bench.worst_case import prompt_similarity, worst_case_table
+
+
+def frame(rows: list[tuple[str, str, str, str]]) -> pd.DataFrame:
+    """Rows (image, purifier, outcome, control) of one method."""
+    return pd.DataFrame(
+        [
+            {"table": "main", "source": "e", "target": "e", "method": "m", "prompt_kind": "original", "image_id": i, "prompt": "p",
+             "redraw": 0, "purifier": p, "outcome": o, "control": c}
+            for i, p, o, c in rows
+        ]
+    )  # fmt: skip
+
+
+def worst(rows: list[tuple[str, str, str, str]]) -> dict[str, Any]:
+    fake = SimpleNamespace(frame=frame(rows), experiment=toy(purifiers=["jpeg:50"]))
+    return dict(worst_case_table(cast(Results, fake)).iloc[0])
+
+
+def test_worst_case_by_hand() -> None:
+    s, f, u = "success", "failure", "undetermined"
+    found = worst(
+        [
+            ("a", "none", s, f), ("a", "jpeg:50", s, f),  # stands under both: success; control fails under both
+            ("b", "none", s, s), ("b", "jpeg:50", f, s),  # JPEG breaks the protection; the control is defeated under both
+            ("c", "none", s, f), ("c", "jpeg:50", u, s),  # undetermined; the control fails once, so it fails
+            ("d", "none", u, f), ("d", "jpeg:50", f, f),  # a failure decides whatever the other is
+            ("e", "none", s, f),                          # no JPEG edit: left out and counted
+        ]
+    )  # fmt: skip
+    # a, b, c, d: 1 success of 4; the undetermined c could make it 2 of 4.
+    assert (found["n"], found["isr"], found["bound_low"], found["bound_high"]) == (4, 0.25, 0.25, 0.5)
+    assert found["n_incomplete"] == 1
+    # Complete pairs a, b, d: immunized 1/3, control 1/3 (b), excess 0.
+    assert (found["n_pairs"], found["excess"]) == (3, 0.0)
+    assert found["paired_control"] == pytest.approx(1 / 3)
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_similarity_is_symmetric_and_bounded(a: str, b: str) -> None:
+    assert 0 <= prompt_similarity(a, b) <= 1
+    assert prompt_similarity(a, b) == prompt_similarity(b, a)
+    assert prompt_similarity(a, a) == 1
+
+
+def test_similarity_by_hand() -> None:
+    # {make, him, a, zombie} and {make, her, a, witch}: 2 of 6 words.
+    assert prompt_similarity("Make him a zombie", "make her a witch!") == pytest.approx(2 / 6)
+
+
+def test_means_never_hide_what_is_missing_or_infinite() -> None:
+    assert mean_of([{"value": 1.0}, {"value": 3.0}]) == (2.0, 2, "")
+    assert mean_of([{"value": 1.0}, {"value": None, "reason": "too small"}]) == (1.0, 1, "too small")
+    assert mean_of([{"value": None, "reason": "no weights"}]) == (None, 0, "no weights")
+    value, n, reason = mean_of([{"value": "inf"}, {"value": 1.0}, None])
+    assert (value, n, reason) == (math.inf, 2, "not measured yet")
+
+
+def test_published_tables_as_printed() -> None:
+    every = reported_rows()
+    # Tables II: 5 methods × 2, III and IV: 8 × 2 each, V: 4 × 2 directions, VI: 3, VII: 7.
+    assert every.groupby("id").size().to_dict() == {"II": 10, "III": 16, "IV": 16, "V": 8, "VI": 3, "VII": 7}
+    assert set(every["origin"]) == {"reported"}
+
+    def one(table: str, method: str, kind: str, **where: str) -> dict[str, Any]:
+        rows = every[(every["id"] == table) & (every["method"] == method) & (every["prompt_kind"] == kind)]
+        for column, value in where.items():
+            rows = rows[rows[column] == value]
+        assert len(rows) == 1
+        return dict(rows.iloc[0])
+
+    sifm = one("II", "SIFM", "original")
+    assert (sifm["psnr"], sifm["ssim"], sifm["vifp"], sifm["fsim"], sifm["lpips"], sifm["isr"]) == (
+        15.79,
+        0.4747,
+        0.1237,
+        0.7162,
+        0.5046,
+        0.79,
+    )
+    hq = one("IV", "SIFM", "unseen")
+    assert (hq["psnr"], hq["lpips"], hq["isr"]) == (8.47, 0.6599, 0.71)
+    # Table V prints LPIPS before VIFp.
+    transfer = one("V", "SIFM", "unstated", source="ip2p")
+    assert (transfer["ssim"], transfer["lpips"], transfer["vifp"], transfer["isr"]) == (0.6569, 0.3496, 0.2411, 0.49)
+    assert one("VII", "λ = 0.1", "original")["isr"] == one("II", "SIFM", "original")["isr"]
+    assert one("III", "ED", "unseen")["isr"] == 0.36
+
+
+def test_published_rows_stand_beside_the_same_editors_only() -> None:
+    experiment = toy(editors=[{"name": "sd3", "label": "mine"}, {"name": "toy"}])
+    assert set(reported_for(experiment, "mine", "mine", "main")["id"]) == {"II"}
+    assert reported_for(experiment, "toy", "toy", "main").empty
+    asked = toy(tables={"reported": ["III"]})
+    assert set(reported_for(asked, "toy", "toy", "main")["id"]) == {"III"}
+
+
+def test_foreign_text_is_escaped_in_every_form() -> None:
+    nasty = r"=1+1 <script>x</script> \input{/etc/passwd} | a_b %"
+    table = PaperTable(
+        "k", nasty, (("", nasty), ("g", "ISR")), ((TextCell(nasty), TextCell("1", bold=True)),), (nasty,)
+    )
+    assert "<script>" not in table.html()
+    assert r"\input" not in table.latex()
+    assert "<script" not in table.markdown().replace(r"\<script", "")
+    assert "'=1+1" in table.csv()
+    assert "**1**" in table.markdown()
+    assert r"\textbf{1}" in table.latex()
+    rows = [line for line in table.markdown().splitlines() if line.startswith("|")]
+    assert all(line.replace(r"\|", "").count("|") == 3 for line in rows)
+
+
+def test_tables_of_a_run(tmp_path: Path) -> None:
+    run(
+        toy(
+            data={"source": "miniworld", "n": 4}, purifiers=["jpeg:50"], seeds={"redraws": 2}, metrics=["psnr"], protection=["psnr"],
+            tables={"reported": ["III"]},
+        ),
+        tmp_path / "run",
+    )  # fmt: skip
+    results = Results(tmp_path / "run", n_boot=200)
+    tables = {t.key: t for t in make_tables(results)}
+    assert {"main-toy", "control", "isr-at-k", "protection", "similarity"} <= set(tables)
+    assert any(k.startswith("purifiers-") for k in tables)
+    main = tables["main-toy"]
+    origins = [row[0].text for row in main.rows]
+    assert origins[:2] == ["measured", "measured"]
+    assert set(origins[2:]) == {"reported, Table III"}
+    assert main.reported == frozenset(range(2, len(origins)))
+    # Every measured figure is the report's own.
+    long = results.long
+    report = results.report
+    assert report is not None
+    by = report.by("method", "prompt_kind", "purifier")
+    for row in by.to_dict("records"):
+        purifier = row["purifier"] if isinstance(row["purifier"], str) else "none"
+        mine = long[
+            (long["method"] == row["method"])
+            & (long["prompt_kind"] == row["prompt_kind"])
+            & (long["purifier"] == purifier)
+        ]
+        assert float(mine["isr"].iloc[0]) == row["isr"]
+        assert int(mine["n"].iloc[0]) == 8  # 4 pictures × 2 redraws
+    assert set(long["isr_at_k_n"]) == {4}
+    assert (long["isr_at_k"] <= long["isr"]).all()
+    names = {p.name for p in write_tables(results, tmp_path / "tables")}
+    assert {"tables.md", "tables.tex", "tables.html", "long.csv"} <= names
+    page = (tmp_path / "tables" / "tables.html").read_text()
+    assert "Content-Security-Policy" in page
+    assert "<script" not in page
