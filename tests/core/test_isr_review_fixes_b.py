@@ -305,7 +305,9 @@ def test_pairs_without_image_ids_are_carried_over() -> None:
     assert found.new.control_arm.n_pairs == 2
 
 
-@pytest.mark.parametrize("columns", [{"id": "n"}, {"method": "none"}, {"tags": {"who": "me"}}, {"category": "other"}, {}])
+@pytest.mark.parametrize(
+    "columns", [{"id": "n"}, {"method": "none"}, {"tags": {"who": "me"}}, {"category": "other"}, {}]
+)
 def test_explicit_control_rows_are_carried_over_as_they_are(columns: dict[str, Any]) -> None:
     cases = [
         edit_case(0, method="a", category="c"),
@@ -333,7 +335,9 @@ def test_a_lazy_run_is_bridged_without_agreement() -> None:
     whole = isr.bridge(run([Scripted(even, "a")]), [Scripted(even, "c")], cache=False, progress=False)
     assert whole.agreement is not None
     assert "absent" not in str(whole)
-    new_lazy = isr.bridge(run([Scripted(even, "a")]), [Scripted(even, "c"), Scripted(even, "d")], lazy=True, cache=False)
+    new_lazy = isr.bridge(
+        run([Scripted(even, "a")]), [Scripted(even, "c"), Scripted(even, "d")], lazy=True, cache=False
+    )
     assert new_lazy.absent == "lazy"
 
 
