@@ -74,7 +74,7 @@ class RayEngine:
             here: dict[str, Any] = {} if self.address else {"include_dashboard": False}
             ray.init(address=self.address, log_to_driver=False, **here, **self.options)
             self._started = True
-        total = ray.cluster_resources()
+        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
         if self.gpus is None:
             self.gpus = 1.0 if total.get("GPU", 0) else 0.0
         if not self.workers:
