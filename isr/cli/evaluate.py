@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
+from ..store import RunFiles
+
 if TYPE_CHECKING:
+    from ..report import Report
     from . import Subparsers
 
-__all__ = ["judging_arguments", "judging_options", "register"]
+__all__ = ["judging_arguments", "judging_options", "naming", "register", "writable_file", "writable_run"]
 
 
 def register(commands: Subparsers) -> None:
@@ -104,10 +111,83 @@ def judging_arguments(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def writable_file(argument: str, path: Path | None) -> None:
+    """Refuse, before anything is paid or printed, a path under which no file can be written.
+
+    Raises:
+        UsageError: what is in the way, with the argument's name.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{argument}: {str(path)!r} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise UsageError(f"{argument}: the folder {str(path.parent)!r} does not exist; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{argument}: {str(path)!r} cannot be written (no permission)")
+
+
+def writable_run(argument: str, folder: Path | None) -> None:
+    """Refuse, before anything is paid or printed, a place where no run can be saved.
+
+    Raises:
+        UsageError: what is in the way, with the argument's name. IntegrityError: a run.json that cannot be read.
+    """
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{argument}: {str(folder)!r} is a file; a run is a folder")
+    files = RunFiles.at(folder)
+    try:
+        if files.exists():
+            files.read_lock()
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise UsageError(f"{argument}: {str(folder)!r} is not empty and holds no run; give a new folder")
+    except OSError as error:
+        raise UsageError(f"{argument}: {str(folder)!r} cannot be read: {_said(error)}") from error
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError(f"{argument}: {str(there)!r} is a file, so nothing can be written below it")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{argument}: {str(folder)!r} cannot be written (no permission in {str(there)!r})")
+
+
+@contextmanager
+def naming(argument: str, path: Path) -> Iterator[None]:
+    """What the system says of a path becomes an error that names the argument."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{argument}: {str(path)!r} could not be written: {_said(error)}") from error
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from ..evaluation import evaluate
 
+    writable_run("--out", options.out)
+    writable_file("--html", options.html)
     report = evaluate(options.manifest, progress=False if options.quiet else None, **judging_arguments(options))
+    try:
+        # First of all: whatever goes wrong with showing it, the run is there.
+        if options.out:
+            with naming("--out", options.out):
+                report.save(options.out, images=not options.no_images)
+    finally:
+        _show(report)
+    if options.out:
+        print(f"\nrun directory: {options.out}")
+    if options.html:
+        with naming("--html", options.html):
+            report.to_html(options.html)
+        print(f"report: {options.html}")
+    return 0
+
+
+def _show(report: Report) -> None:
     print(report.summary())
     methods = report.by("method")
     if len(methods) > 1:
@@ -119,12 +199,6 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(
             f"\n{report.no_verdicts['over_budget']} judgements did not fit under --max-cost; run again with a higher one to go on."
         )
-    if options.out:
-        print(f"\nrun directory: {report.save(options.out, images=not options.no_images)}")
-    if options.html:
-        report.to_html(options.html)
-        print(f"report: {options.html}")
-    return 0
 
 
 def _estimate(options: argparse.Namespace) -> int:

@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
+from .evaluate import naming, writable_file, writable_run
+
 if TYPE_CHECKING:
     from . import Subparsers
 
@@ -48,8 +51,9 @@ def _report(options: argparse.Namespace) -> int:
     from ..report import Report
     from ..reporting.escape import csv_safe
 
-    report = Report.load(options.run_folder)
     columns = tuple(c.strip() for c in options.by.split(",") if c.strip())
+    _check(options, columns)
+    report = Report.load(options.run_folder)
     if options.latex:
         print(report.to_latex(columns[0]))
     elif options.methods:
@@ -58,23 +62,45 @@ def _report(options: argparse.Namespace) -> int:
         print(report.summary())
         print("\n" + report.by(*columns).to_string(index=False, float_format=lambda v: f"{v:.3f}"))
     if options.html:
-        report.to_html(options.html, assets=options.assets)
+        with naming("--html", options.html):
+            report.to_html(options.html, assets=options.assets)
         print(f"report: {options.html}")
     if options.figures:
         from ..reporting.figures import save_figures
 
-        for name, told in save_figures(report, options.figures).items():
+        with naming("--figures", options.figures):
+            drawn = save_figures(report, options.figures)
+        for name, told in drawn.items():
             print(f"{name}: {told}")
     if options.csv:
-        csv_safe(report.judgements).to_csv(options.csv, index=False)
+        with naming("--csv", options.csv):
+            csv_safe(report.judgements).to_csv(options.csv, index=False)
         print(f"judgements: {options.csv}")
     return 0
+
+
+def _check(options: argparse.Namespace, columns: tuple[str, ...]) -> None:
+    """Options that do not go together, and files that cannot be written, are told before anything is printed."""
+    if options.assets and not options.html:
+        raise UsageError("--assets puts the pictures beside the page of --html; give --html FILE too")
+    if "judge" in columns and len(columns) > 1:
+        others = ",".join(c for c in columns if c != "judge")
+        raise UsageError(f"--by: judge stands alone (each judge over all cases); use --by judge or --by {others}")
+    if options.latex and (len(columns) != 1 or columns == ("judge",)):
+        raise UsageError(
+            f"--latex: the table has one row per value of one case column (--by method, say), got --by {options.by!r}"
+        )
+    writable_file("--html", options.html)
+    writable_file("--csv", options.csv)
 
 
 def _merge(options: argparse.Namespace) -> int:
     from ..merging import merge
 
-    print(merge(options.runs, options.out, images=not options.no_images).summary())
+    writable_run("--out", options.out)
+    with naming("--out", options.out):
+        merged = merge(options.runs, options.out, images=not options.no_images)
+    print(merged.summary())
     print(f"run directory: {options.out}")
     return 0
 

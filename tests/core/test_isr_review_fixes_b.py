@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -187,7 +188,7 @@ def test_leaving_a_stream_does_not_wait_for_the_next_answer(delay: float, tmp_pa
 
 def test_an_interrupt_in_the_loop_stops_the_stream() -> None:
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the loop is what is tested
         for _ in isr.stream(map(edit_case, range(6)), judges=[Slow()], cache=False):
             raise KeyboardInterrupt
     assert time.monotonic() - start < 25
@@ -383,3 +384,130 @@ def test_controls_of_the_metric_stay_with_their_edits() -> None:
     assert sorted((c.arm, c.control is not None) for c in one.report.case_records) == [
         ("control", False), ("immunized", False), ("immunized", True),
     ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+class Counted(isr.AskJudge):
+    name = "counted"
+    asked = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    async def ask(self, question: Any) -> Reply:
+        Counted.asked += 1
+        return Reply(text=even(question))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(JUDGES._local, "counted", Counted)
+    Counted.asked = 0
+    rows = []
+    for i in range(4):
+        picture(i).save(tmp_path / f"e{i}.png")
+        picture(i + 500).save(tmp_path / f"o{i}.png")
+        rows.append(f"e{i}.png,edit {i},o{i}.png")
+    (tmp_path / "m.csv").write_text("\n".join(["edited,prompt,original", *rows]) + "\n")
+    (tmp_path / "noise.csv").write_text("\n".join(["edited,prompt,original,arm", *(f"{r},noise" for r in rows)]) + "\n")
+    return tmp_path
+
+
+def evaluate(folder: Path, *options: Any, manifest: str = "m.csv") -> int:
+    given = ["evaluate", folder / manifest, "--judge", "counted", "--no-cache", "--quiet", *options]
+    return main([str(o) for o in given])
+
+
+def test_places_where_nothing_can_be_written_are_found_before_judging(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "busy").mkdir()
+    (folder / "busy" / "x").write_text("x")
+    (folder / "file").write_text("x")
+    wrong = {
+        ("--out", folder / "busy"): "--out: .*not empty and holds no run",
+        ("--out", folder / "file"): "--out: .*is a file",
+        ("--out", folder / "file" / "run"): "--out: .*is a file, so nothing",
+        ("--html", folder / "no" / "x.html"): "--html: the folder .* does not exist",
+        ("--html", folder / "busy"): "--html: .* is a folder",
+    }
+    for options, message in wrong.items():
+        assert evaluate(folder, *options) == 1
+        seen = capsys.readouterr()
+        assert re.search(message, seen.err)
+        assert seen.out == ""
+    assert Counted.asked == 0
+
+
+def test_a_folder_without_permission_is_found_before_judging(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # (a test that runs as root may write everywhere)
+    for options in (("--out", folder / "a" / "run"), ("--html", folder / "x.html")):
+        assert evaluate(folder, *options) == 1
+        assert re.search(f"{options[0]}: .*no permission", capsys.readouterr().err)
+    assert Counted.asked == 0
+
+
+def test_a_run_without_immunized_rows_is_saved_and_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(folder, "--out", folder / "run", manifest="noise.csv") == 0
+    assert "no immunized rows" in capsys.readouterr().out
+    assert len(isr.Report.load(folder / "run").case_records) == 4
+
+
+def test_a_run_is_saved_before_it_is_shown(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(report: Any) -> str:
+        raise RuntimeError("cannot be shown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(isr.Report, "summary", broken)
+        with pytest.raises(RuntimeError, match="cannot be shown"):
+            evaluate(folder, "--out", folder / "run")
+    assert isr.Report.load(folder / "run").n == 4
+
+    def full(report: Any, *_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(isr.Report, "save", full)
+    assert evaluate(folder, "--out", folder / "other") == 1
+    seen = capsys.readouterr()
+    assert "50.0 %" in seen.out
+    assert re.search("--out: .*No space left on device", seen.err)
+
+
+def test_reports_refuse_what_does_not_go_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(folder, "--out", folder / "run") == 0
+    capsys.readouterr()
+    wrong = {
+        ("--csv", folder / "no" / "x.csv"): "--csv: the folder .* does not exist",
+        ("--html", folder / "no" / "x.html"): "--html: the folder .* does not exist",
+        ("--assets",): "--assets .*--html",
+        ("--by", "judge", "--latex"): "--latex: .*one case column",
+        ("--by", "", "--latex"): "--latex: .*one case column",
+        ("--by", "method,arm", "--latex"): "--latex: .*one case column",
+        ("--by", "judge,method"): "--by: judge stands alone",
+        ("--figures", folder / "m.csv"): "--figures: ",
+    }
+    for options, message in wrong.items():
+        assert main(["report", str(folder / "run"), *map(str, options)]) == 1, options
+        seen = capsys.readouterr()
+        assert re.search(message, seen.err), seen.err
+        if options[0] != "--figures":
+            assert seen.out == ""
+    right = [("--by", ""), ("--by", "judge"), ("--latex",), ("--csv", folder / "x.csv")]
+    right += [("--html", folder / "x.html", "--assets")]
+    for options in right:
+        assert main(["report", str(folder / "run"), *map(str, options)]) == 0, options
+    assert (folder / "x.csv").read_text().count("\n") == 5
+    assert (folder / "x_pictures").is_dir()
+
+
+def test_a_merge_names_the_folder_that_it_cannot_write(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in (1, 2):
+        assert evaluate(folder, "--out", folder / f"s{i}") == 0
+    assert main(["merge", str(folder / "s1"), str(folder / "s2"), "--out", str(folder / "m.csv")]) == 1
+    assert "--out: " in capsys.readouterr().err
