@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from .errors import UsageError
 from .protocols import Consensus
@@ -108,5 +108,4 @@ def decide(policy: Consensus, answers: Sequence[Answer]) -> OutcomeValue:
             f"consensus: the policy {getattr(policy, '__qualname__', policy)!r} must return 'success', 'failure' or "
             f"'undetermined', got {outcome!r}"
         )
-    valid: OutcomeValue = outcome
-    return valid
+    return cast(OutcomeValue, outcome)

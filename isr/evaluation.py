@@ -308,11 +308,14 @@ class _Connection:
         self._ask: Ask | None = None
 
     async def __call__(self, question: Question) -> Reply:
-        if self._ask is None:
+        ask = self._ask
+        if ask is None:
             async with self._opening:
                 if self._ask is None:
                     self._ask = await self._stack.enter_async_context(self._judge.connect())
-        return await self._ask(question)
+                ask = self._ask
+        reply: Reply = await ask(question)
+        return reply
 
 
 def price_of(judge: Judge, prices: Prices) -> Price | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import TypeVar
 
 from ..schema import Judgement, NotAsked, Verdict
@@ -21,7 +21,7 @@ async def judge_cases(
     *,
     lazy: bool = False,
     lazy_source: bool = False,
-) -> AsyncIterator[tuple[C, tuple[Judgement, ...]]]:
+) -> AsyncGenerator[tuple[C, tuple[Judgement, ...]], None]:
     """Yield every case with one judgement per judge, as they finish.
 
     Args:

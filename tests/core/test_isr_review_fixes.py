@@ -108,12 +108,12 @@ def test_no_secret_of_the_environment_reaches_disk_or_error(
 ) -> None:
     monkeypatch.setenv("MYSVC_API_KEY", "sk-very-secret-0123")
     judge = Scripted(lambda q: error("GET https://x/?key=sk-very-secret-0123 failed"), "a")
-    try:
-        report = run([judge], n=1)
-    except JudgeStoppedError as stopped:
-        assert "sk-very-secret" not in str(stopped)
-        assert stopped.__cause__ is None or "sk-very-secret" not in str(stopped.__cause__)
+    if error is JudgeStoppedError:
+        with pytest.raises(JudgeStoppedError) as stopped:
+            run([judge], n=1)
+        assert "sk-very-secret" not in f"{stopped.value} {stopped.value.__cause__}"
         return
+    report = run([judge], n=1)
     report.save(tmp_path / "run")
     assert "sk-very-secret" not in (tmp_path / "run" / "judgements.jsonl").read_text()
     assert "sk-very-secret" not in report.judgements.to_string()
@@ -185,7 +185,6 @@ def test_the_lock_follows_the_stored_replies(tmp_path: Path) -> None:
 
 
 def test_a_rerun_from_the_cache_opens_no_connection(tmp_path: Path) -> None:
-    run(["gemini-like"], cache=tmp_path) if False else None
     opened = []
 
     class Keyed(Scripted):

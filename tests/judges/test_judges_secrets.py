@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from isr.judges.gemini import GeminiJudge
 from isr.judges.openai import OpenAIJudge
-from isr.secret import Secret, environment_secrets, find_key, scrub
 from isr.judges.spec import make_judge
 from judges_help import ask_one
 from servers.loopback import serve
 
 import isr
 import isr.errors
+from isr.secret import Secret, environment_secrets, find_key, scrub
 
 KEY = "sk-planted-KEY-0a1b2c3d4e5f"
 BEHAVIOURS = ["good", "echo_key=400", "echo_key=401", "echo_key=429", "echo_key=500", "drop", "html", "cut_json", "empty_body", "other_model=x", f"other_model={KEY}", f"finish_text={KEY}", f"text={KEY}", "redirect=http://127.0.0.1:9/"]  # fmt: skip
