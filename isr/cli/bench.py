@@ -73,6 +73,25 @@ def register(commands: Subparsers) -> None:
     bring.add_argument("--out", type=Path, required=True, metavar="MANIFEST.jsonl")
     bring.set_defaults(run=_import)
 
+    figure = commands.add_parser("figure", help="a grid of edits from a run, chosen by rule or by image id")
+    figure.add_argument("run_folder", type=Path, metavar="RUN")
+    figure.add_argument("--out", type=Path, required=True, metavar="PNG")
+    figure.add_argument("--rule", choices=("first", "differ", "all-defeated", "none-defeated"), default="first")
+    figure.add_argument("--id", action="append", default=[], metavar="IMAGE_ID", help="these images; repeatable")
+    figure.add_argument("--rows", type=int, default=4)
+    figure.add_argument("--target", metavar="EDITOR", help="label of the editor (default: the first)")
+    figure.set_defaults(run=_figure)
+
+
+def _figure(options: argparse.Namespace) -> int:
+    from ..bench.figures import write_grid
+    from ..bench.results import Results
+
+    results = Results(options.run_folder)
+    n = write_grid(results, options.out, rule=options.rule, ids=options.id, n=options.rows, target=options.target)
+    print(f"figure: {options.out}, {n} rows chosen by {'id' if options.id else f'the rule {options.rule!r}'}")
+    return 0
+
 
 def _run(options: argparse.Namespace) -> int:
     from ..bench.card import write_card

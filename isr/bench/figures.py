@@ -1,0 +1,133 @@
+"""Qualitative grids (the paper's Figs. 1 and 4): original, control edit, and every method's edit of the same picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import pandas as pd
+import PIL.Image
+import PIL.ImageDraw
+
+from ..errors import UsageError
+from .plan import NONE
+from .results import Results
+
+__all__ = ["Rule", "choose", "grid", "write_grid"]
+
+Rule = Literal["first", "differ", "all-defeated", "none-defeated"]
+_KEY = ["image_id", "prompt", "redraw"]
+_TEXT = 34
+
+
+def _places(results: Results, target: str | None) -> pd.DataFrame:
+    frame = results.frame
+    if frame.empty:
+        raise UsageError("figure: nothing is judged yet, so there is nothing to choose from")
+    chosen = frame[(frame["purifier"] == NONE) & (frame["source"] == frame["target"]) & (frame["table"] == "main")]
+    targets = list(dict.fromkeys(chosen["target"]))
+    wanted = target or (targets[0] if targets else "")
+    if wanted not in targets:
+        raise UsageError(f"target: no white-box edits by {wanted!r}; there are {', '.join(targets) or 'none'}")
+    return chosen[chosen["target"] == wanted]
+
+
+def choose(
+    results: Results, *, rule: Rule = "first", ids: Sequence[str] = (), n: int = 4, target: str | None = None
+) -> list[tuple[str, str, int]]:
+    """(image_id, prompt, redraw) of the rows of a grid, in the run's order.
+
+    Args:
+        rule: "first"; "differ": the methods' outcomes differ; "all-defeated", "none-defeated": by every method of the
+            immunized arm. A rule is stated under the figure, so that nobody has to trust a hand-picked row.
+        ids: these images instead. n: at most so many rows. target: label of the editor (default: the first).
+    """
+    if rule not in get_args(Rule):
+        raise UsageError(f"rule must be one of {', '.join(get_args(Rule))}, not {rule!r}")
+    frame = _places(results, target)
+    missing = sorted(set(ids) - set(frame["image_id"]))
+    if missing:
+        raise UsageError(f"ids: no image {missing[0]!r} in this run")
+    found: list[tuple[str, str, int]] = []
+    for key, cases in frame.groupby(_KEY, sort=False):
+        outcomes = set(cases.loc[cases["arm"] == "immunized", "outcome"])
+        fits = (
+            (rule == "first" or bool(ids))
+            or (rule == "differ" and {"success", "failure"} <= outcomes)
+            or (rule == "all-defeated" and outcomes == {"success"})
+            or (rule == "none-defeated" and outcomes == {"failure"})
+        )
+        if fits and (not ids or key[0] in ids):
+            found.append((str(key[0]), str(key[1]), int(key[2])))
+    return found[:n]
+
+
+def grid(
+    results: Results, rows: Sequence[tuple[str, str, int]], *, target: str | None = None, side: int = 192
+) -> PIL.Image.Image:
+    """A picture: one row per choice, columns original, control edit and each method, with the outcome under each.
+
+    Args:
+        rows: from `choose`. side: longest side of a cell in pixels (nearest neighbour up, Lanczos down).
+    """
+    if not rows:
+        raise UsageError("rows: nothing fits the rule; choose another one or give ids")
+    frame = _places(results, target)
+    methods = list(dict.fromkeys(frame["method"]))
+    heads = ["original", "control edit", *methods]
+    sheet = PIL.Image.new("RGB", (len(heads) * (side + 6) + 6, len(rows) * (side + 2 * _TEXT) + _TEXT), "white")
+    draw = PIL.ImageDraw.Draw(sheet)
+    for column, head in enumerate(heads):
+        draw.text((6 + column * (side + 6), 10), head[:28], fill="black")
+    by_id = {} if results.report is None else {c.case_id: c for c in results.report.case_records}
+    for line, key in enumerate(rows):
+        top = _TEXT + line * (side + 2 * _TEXT)
+        cases = frame[(frame["image_id"] == key[0]) & (frame["prompt"] == key[1]) & (frame["redraw"] == key[2])]
+        draw.text(
+            (6, top + side + 16),
+            f"“{' '.join(key[1].split())[:90]}”".encode("latin-1", "replace").decode("latin-1"),
+            fill="black",
+        )
+        first = by_id[cases["case_id"].iloc[0]]
+        control = by_id.get(first.control or "")
+        cells: list[tuple[str | None, str]] = [
+            (first.original, ""),
+            (None if control is None else control.edited, str(cases["control"].iloc[0])),
+        ]
+        for method in methods:
+            mine = cases[cases["method"] == method]
+            cells.append(
+                (None, "") if mine.empty else (by_id[mine["case_id"].iloc[0]].edited, str(mine["outcome"].iloc[0]))
+            )
+        for column, (digest, outcome) in enumerate(cells):
+            left = 6 + column * (side + 6)
+            png = None if digest is None or results.report is None else results.report.picture(digest)
+            if png is not None:
+                sheet.paste(_cell(png, side), (left, top))
+            word = {"success": "defeated", "failure": "not defeated"}.get(outcome, outcome)
+            draw.text((left, top + side + 2), word, fill={"success": "#0a6", "failure": "#b20"}.get(outcome, "gray"))
+    return sheet
+
+
+def _cell(png: bytes, side: int) -> PIL.Image.Image:
+    image = PIL.Image.open(io.BytesIO(png)).convert("RGB")
+    scale = side / max(image.size)
+    how = PIL.Image.Resampling.NEAREST if scale > 1 else PIL.Image.Resampling.LANCZOS
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), how)
+
+
+def write_grid(
+    results: Results,
+    path: str | Path,
+    *,
+    rule: Rule = "first",
+    ids: Sequence[str] = (),
+    n: int = 4,
+    target: str | None = None,
+) -> int:
+    """Choose and write a grid as PNG; returns how many rows it has."""
+    rows = choose(results, rule=rule, ids=ids, n=n, target=target)
+    grid(results, rows, target=target).save(path, "PNG")
+    return len(rows)
