@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import PIL.Image
@@ -51,6 +51,7 @@ def choose(
     if missing:
         raise UsageError(f"ids: no image {missing[0]!r} in this run")
     found: list[tuple[str, str, int]] = []
+    key: Any
     for key, cases in frame.groupby(_KEY, sort=False):
         outcomes = set(cases.loc[cases["arm"] == "immunized", "outcome"])
         fits = (

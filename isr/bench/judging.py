@@ -11,7 +11,7 @@ from .. import evaluation
 from ..cases import EditCase
 from ..comparing import edit_cases
 from ..engine.loop import run_anywhere
-from ..errors import IntegrityError, UsageError
+from ..errors import IntegrityError, IsrError, UsageError
 from ..protocols import Judge
 from ..registry import RESOLVERS
 from ..report import Report
@@ -37,7 +37,14 @@ def experiment_judges(experiment: Experiment, allow_hosts: Sequence[str] = ()) -
     spec = list(experiment.judging.judges)
     if len(spec) == 1:
         spec = spec[0]  # type: ignore[assignment] # a preset stands alone
-    return list(RESOLVERS.load("judges")(spec, from_file=True, allow_hosts=list(allow_hosts)))
+    try:
+        return list(RESOLVERS.load("judges")(spec, from_file=True, allow_hosts=list(allow_hosts)))
+    except IsrError:
+        raise
+    except LookupError as error:  # a referee whose weights the installed MiniWorld distribution lacks
+        raise UsageError(
+            f"judging.judges: {', '.join(experiment.judging.judges)}: {error}. Update MiniWorld's weights, or run with --no-judging"
+        ) from error
 
 
 def judging_arguments(experiment: Experiment) -> dict[str, Any]:
