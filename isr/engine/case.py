@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +17,12 @@ __all__ = ["JudgeableCase"]
 class JudgeableCase:
     """One case on its way to the judges."""
 
-    __slots__ = ("_images", "prepared")
+    __slots__ = ("_held", "_images", "_reading", "prepared")
 
     def __init__(self, prepared: PreparedCase) -> None:
         self.prepared = prepared
+        self._held: tuple[Picture, ...] | None = None
+        self._reading = threading.Lock()
         pairs = (("original", prepared.original_sent), ("edited", prepared.edited_sent))
         self._images = tuple((role, image) for role, image in pairs if isinstance(image, ImageRef))
 
@@ -40,12 +43,19 @@ class JudgeableCase:
         return tuple(image.size for _, image in self._images)
 
     def pictures(self) -> tuple[Picture, ...]:
-        """The pictures themselves.
+        """The pictures themselves; read once for all judges of the case, and held until `release`.
 
         Raises:
             IntegrityError: a file changed since it was checked, or is gone.
         """
-        return tuple(Picture(role, image.png(), image.digest, image.size) for role, image in self._images)
+        with self._reading:
+            if self._held is None:
+                self._held = tuple(Picture(role, image.png(), image.digest, image.size) for role, image in self._images)
+            return self._held
+
+    def release(self) -> None:
+        """Let go of the pictures: the case is judged."""
+        self._held = None
 
     def columns(self) -> Mapping[str, Any]:
         """What a *local* judge may look at: what kind of picture and prompt it is, never how it was made (no method, arm

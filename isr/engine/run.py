@@ -52,7 +52,10 @@ async def judge_cases(
     async def worker() -> None:
         try:
             while (case := await take()) is not None:
-                judgements = await (_lazily(case, runners) if lazy else _all(case, runners))
+                try:
+                    judgements = await (_lazily(case, runners) if lazy else _all(case, runners))
+                finally:
+                    case.release()
                 await done.put((case, judgements))
         except asyncio.CancelledError:
             if _being_cancelled():

@@ -252,7 +252,10 @@ class JudgeRunner:
             detail = scrub(f"{type(error).__name__}: {error}", environment_secrets(), limit=300)
             answer = NoVerdict(reason="judge_error", detail=detail)
             return Call(vote=vote, ask=ask, answer=answer, failure=answer)
-        return self._receive(reply, attempts, vote, ask, key)
+        # Reading and storing in a thread: the disk never holds up the other calls.
+        call = await asyncio.to_thread(self._receive, reply, attempts, vote, ask, key)
+        self._saw(call)
+        return call
 
     async def _attempt(self, question: Question, key: str) -> Reply:
         async with self._limiter.slot():
@@ -316,7 +319,6 @@ class JudgeRunner:
             key=key,
             received_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
-        self._saw(call)
         if self._cache is not None and not (failure is not None and failure.reason in NEVER_STORED):
             try:
                 self._cache.put(key, call)

@@ -81,14 +81,7 @@ def test_a_judge_that_obeys_the_prompt_or_the_picture_shows_it() -> None:
 
 
 def test_an_inconsistent_judge_shows_it() -> None:
-    turn = iter(range(10_000))
-    card = run(
-        Scripted(
-            lambda q: verdict(next(turn) % 2 == 0) if q.vote or q.prompt.startswith("Give the whole") else verdict(),
-            "a",
-            concurrency=1,
-        )
-    )
+    card = run(Scripted(lambda q: verdict(q.vote == 1), "a"))
     assert card.value("consistency") == 0.0
 
 
