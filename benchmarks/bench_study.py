@@ -47,10 +47,19 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-async def load(server: Server, raters: list[LoadRater], seconds: float) -> None:
+async def load(server: Server, raters: list[LoadRater], seconds: float) -> dict[str, float]:
+    """Everybody comes in; from then on pages count for so many seconds. Returns times and the server's CPU seconds between."""
     await server.ready()
-    begun = time.monotonic()
-    await asyncio.gather(*(r.live(lambda: time.monotonic() - begun > seconds) for r in raters))
+    end = float("inf")
+    tasks = [asyncio.create_task(r.live(lambda: time.monotonic() > end)) for r in raters]
+    await asyncio.gather(*(r.entered.wait() for r in raters))
+    await asyncio.sleep(PACE[1])
+    begun, cpu, own = time.monotonic(), server.cpu_seconds(), time.process_time()
+    end = begun + seconds
+    await asyncio.sleep(seconds)
+    found = {"begun": begun, "end": end, "cpu": server.cpu_seconds() - cpu, "client": time.process_time() - own}
+    await asyncio.gather(*tasks)
+    return found
 
 
 def main() -> None:
@@ -66,18 +75,27 @@ def main() -> None:
         raters = make_raters(store, RATERS, server.port, PACE, pictures=True)
         server.start()
         try:
-            asyncio.run(load(server, raters, seconds_from_environment(SECONDS)))
+            found = asyncio.run(load(server, raters, seconds_from_environment(SECONDS)))
             memory = server.memory_mb()
         finally:
             server.kill()
         stored = len(store.history())
-    pages = [s for r in raters for s in r.page_seconds]
+    pages = [
+        s
+        for r in raters
+        for at, s in zip(r.page_at, r.page_seconds, strict=True)
+        if found["begun"] <= at <= found["end"]
+    ]
     acknowledged = sum(len(r.acknowledged) for r in raters)
     print(
         json.dumps(
             {
                 "raters": RATERS, "think_seconds": list(PACE), "picture_side": SIDE, "cpu_cores": os.cpu_count(),
                 "machine_load_1min": round(os.getloadavg()[0], 1), "answers_acknowledged": acknowledged, "answers_stored": stored,
+                "pages_measured": len(pages),
+                "answers_per_second": round(len(pages) / (found["end"] - found["begun"]), 1),
+                "server_cpu_ms_per_answer": round(1000 * found["cpu"] / len(pages), 1),
+                "client_cpu_ms_per_answer": round(1000 * found["client"] / len(pages), 1),
                 "page_to_page_ms_median": round(1000 * statistics.median(pages), 1),
                 "page_to_page_ms_p95": round(1000 * percentile(pages, 0.95), 1),
                 "page_to_page_ms_max": round(1000 * max(pages), 1), "target_ms_p95": TARGET_MS,

@@ -114,6 +114,12 @@ class Server:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    def cpu_seconds(self) -> float:
+        """User and system time of the server so far."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def memory_mb(self) -> dict[str, float]:
         """Resident and peak resident memory of the server, MB."""
         assert self.process is not None
@@ -127,7 +133,7 @@ class LoadRater:
 
     Attributes:
         sent: key → (position, answers) of everything that was ever sent. acknowledged: the keys that were.
-        page_seconds: from pressing save to having the next page.
+        page_seconds: from pressing save to having the next page. page_at: when (monotonic clock).
     """
 
     number: int
@@ -138,6 +144,7 @@ class LoadRater:
     sent: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
     acknowledged: set[str] = field(default_factory=set)
     page_seconds: list[float] = field(default_factory=list)
+    page_at: list[float] = field(default_factory=list)
     retries: int = 0
     entered: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -167,6 +174,7 @@ class LoadRater:
             page = await self._item(json.loads(body)["next"])
             if self.retries == before:  # pages during a kill measure the kill
                 self.page_seconds.append(time.perf_counter() - begun)
+                self.page_at.append(time.monotonic())
         self.connection.drop()
 
     async def _enter(self) -> tuple[int, bytes] | None:
