@@ -167,9 +167,7 @@ class OpenAIJudge(ServiceJudge):
         if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
             return TransientError(self.scrub(f"{self.name}: the answer is not JSON: {error}"))
         cause = error.__cause__ or error
-        return TransientError(
-            self.scrub(f"{self.name}: {type(cause).__name__}: {cause} (is {self.endpoint.host} up?)")
-        )
+        return TransientError(self.scrub(f"{self.name}: {type(cause).__name__}: {cause} (is {self.endpoint.host} up?)"))
 
     def read(self, body: str, headers: Mapping[str, str]) -> Reply:
         envelope = _envelope(self.clean(body), self.name)

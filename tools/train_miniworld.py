@@ -52,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         default=None,
         help="autoencoder, editor: begin from this saved autoencoder or pipeline (saves time only)",
     )
-    parser.add_argument("--only", default=None, help="attributes, disturbed, degradation: for this referee alone (a, b or c)")
+    parser.add_argument(
+        "--only", default=None, help="attributes, disturbed, degradation: for this referee alone (a, b or c)"
+    )
     parser.add_argument("--package", type=Path, default=None, help="export: the folder that gets the weights")
     parser.add_argument("--tiny", action="store_true", help="sizes for a test of a few seconds")
     options = parser.parse_args(arguments)

@@ -33,7 +33,14 @@ TORCH = frozenset(
     {"torch", "torchvision", "torchmetrics", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers"}
 )
 #: Prefixes of modules that may import torch at the top; everywhere else it is imported where it is used.
-TORCH_ROOMS = ("isr.attacks", "isr.editors", "isr.metrics", "isr.transforms", "isr.judges.referee", "isr.judges._referee")
+TORCH_ROOMS = (
+    "isr.attacks",
+    "isr.editors",
+    "isr.metrics",
+    "isr.transforms",
+    "isr.judges.referee",
+    "isr.judges._referee",
+)
 STUDY = frozenset({"fastapi", "starlette", "sqlalchemy", "uvicorn", "multipart", "python_multipart"})
 
 

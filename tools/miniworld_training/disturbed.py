@@ -63,7 +63,9 @@ DISTURB: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @torch.no_grad()
-def draw_edits(work: Path, data: Pairs, *, only: str | None = None, tiny: bool = False, count: int = 120, steps: int = 8) -> None:
+def draw_edits(
+    work: Path, data: Pairs, *, only: str | None = None, tiny: bool = False, count: int = 120, steps: int = 8
+) -> None:
     """Write `work/edits/<referee>.npz`: `edited` (N, 64, 64, 3) uint8, `pair` (N,) rows of the pairs, `strength` (N,).
 
     strength 0: an edit of the picture as it is. Otherwise the noise's standard deviation in units of the latents' own.

@@ -68,7 +68,7 @@ def _editor(work: Path, folder: Path) -> None:
         training[name] = {
             "steps": _last(records, "step"),
             "seconds": _last(records, "seconds"),
-            **{k: done[k] for k in ("batch", "warm_started_tensors", "fold_error") if k in done},
+            **{k: done[k] for k in ("batch", "warm_started_tensors", "fold_error", "note") if k in done},
             **{
                 k: _last(records, k)
                 for k in ("psnr", "nearer_target", "relative_error", "held_out_loss")
