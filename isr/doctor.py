@@ -353,7 +353,8 @@ for table in vars(registry).values():
             table.load(plugin.name)
             state, text = "ok", ""
         except MissingExtraError as error:
-            state, text = "extra", str(error)
+            absent = getattr(error.__cause__, "name", None)
+            state, text = ("absent:" + absent if absent else "extra"), str(error)
         except BaseException as error:  # a plugin may do anything, SystemExit included; it is named, and the rest go on
             cause = error.__cause__
             absent = getattr(cause, "name", None) if isinstance(cause, ModuleNotFoundError) else None

@@ -134,12 +134,10 @@ class Registry:
             return getattr(import_module(module), attribute)
         except MissingExtraError:
             raise
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] in _EXTRA_OF:
-                package = str(error.name).partition(".")[0]
-                raise missing_extra(f"The {self.noun} {name!r}", _EXTRA_OF[package], package) from error
-            raise RegistryError(f"the {self.noun} {name!r} at {plugin.target} cannot be loaded: {error}") from error
         except (ImportError, AttributeError) as error:
+            package = (getattr(error, "name", None) or "").partition(".")[0]
+            if isinstance(error, ModuleNotFoundError) and package in _EXTRA_OF:
+                raise missing_extra(f"The {self.noun} {name!r}", _EXTRA_OF[package], package) from error
             where = f" (from the distribution {plugin.distribution})" if plugin.distribution else ""
             raise RegistryError(
                 f"the {self.noun} {name!r} at {plugin.target}{where} cannot be loaded: {error}"

@@ -177,6 +177,8 @@ def test_native_presets_hold_the_authors_values_on_unit_pixels() -> None:
 
 def test_paper_presets_share_budget_and_iterations() -> None:
     for plugin in ATTACKS.list():
+        if not plugin.target.startswith("isr.attacks."):
+            continue  # registered by another test of this process
         settings = ATTACKS.create(plugin.name, preset="paper").settings()
         assert settings["budget"] == {"norm": "linf", "eps": 0.03}, plugin.name
         if "pgd" in settings:
