@@ -308,14 +308,12 @@ class _Connection:
         self._ask: Ask | None = None
 
     async def __call__(self, question: Question) -> Reply:
-        ask = self._ask
-        if ask is None:
-            async with self._opening:
-                if self._ask is None:
-                    self._ask = await self._stack.enter_async_context(self._judge.connect())
-                ask = self._ask
-        reply: Reply = await ask(question)
-        return reply
+        async with self._opening:
+            if self._ask is None:
+                opened: Ask = await self._stack.enter_async_context(self._judge.connect())
+                self._ask = opened
+            ask: Ask = self._ask
+        return await ask(question)
 
 
 def price_of(judge: Judge, prices: Prices) -> Price | None:
