@@ -198,7 +198,7 @@ def test_trained_referees_read_the_validation_renders(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_most_held_out_edits_of_the_trained_editor_are_ok_to_both_referees() -> None:
+def test_held_out_edits_of_the_trained_editor_show_what_was_asked_to_both_referees() -> None:
     package: Any = pytest.importorskip("isr_miniworld")
     diffusers: Any = pytest.importorskip("diffusers")
     if "mini-ip2p" not in package.names():
@@ -215,5 +215,6 @@ def test_most_held_out_edits_of_the_trained_editor_are_ok_to_both_referees() -> 
         image_guidance_scale=1.2, generator=generators, output_type="pil",
     ).images  # fmt: skip
     cases = [(edit, i.image, i.prompt) for edit, i in zip(edits, items, strict=True)]
-    fine = np.all([[not v.defeated for v in judge.judge(cases)] for judge in judges], axis=0)
-    assert fine.mean() > 0.6  # measured shares stand in the model card; this only catches a broken editor or referee
+    # Degradation is left out: its thresholds are set from labels, and the card says whether that has happened.
+    shown = np.all([[not v.semantic_mismatch for v in judge.judge(cases)] for judge in judges], axis=0)
+    assert shown.mean() > 0.7  # measured shares stand beside the card; this only catches a broken editor or referee
