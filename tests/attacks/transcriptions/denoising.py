@@ -16,6 +16,7 @@ from .common import (
     add_noise,
     denoise,
     descend,
+    gradients,
     inputs,
     mean_square,
     model_time,
@@ -198,3 +199,36 @@ def diffusionguard_step(
         return -((out**2).sum().sqrt())
 
     return descend(loss, clean, delta, alpha=alpha, eps=eps)
+
+
+def sdst_step(
+    editor: Any,
+    clean: Tensor,
+    delta: Tensor,
+    prompts: Sequence[str],
+    *,
+    noise: Tensor,
+    timestep: Tensor,
+    target: Tensor,
+    direction: str = "-",
+    alpha: float,
+    eps: float,
+) -> Step:
+    """SDST, the variant with a target: x ← x + α·sign(d·5·g_x − g_tex), g_x as in `sds_step`, g_tex = ∇Σ(z_T − z)².
+
+    The losses given back are NaN: the source states a step only.
+    """
+    d = {"+": 1.0, "-": -1.0}[direction]
+    plain = sds_step(
+        editor, clean, delta, prompts, noise=noise, timestep=timestep, direction=direction, alpha=alpha, eps=eps
+    )
+    g_x = plain.gradient / -d
+
+    def texture(i: int, x: Tensor) -> Tensor:
+        z_target = editor.scaled(editor.latents(target)).detach()
+        return ((z_target - editor.scaled(editor.latents(x))) ** 2).sum()
+
+    _, g_tex = gradients(texture, clean, delta)
+    upwards = d * 5 * g_x - g_tex
+    moved, pixels = sign_step(clean, delta, -upwards, alpha, eps)
+    return Step(torch.full((len(clean),), float("nan")), -upwards, moved, pixels)
