@@ -191,7 +191,7 @@ def test_sifm_grad_balanced(zero: bool, compare: Compare) -> None:
 
 @pytest.mark.xfail(
     strict=True,
-    reason="loss agrees in form but the gradient of averaged layer losses does not; which side departs from the reference is open",
+    reason="gradients differ; which side departs from the reference is open",
 )
 def test_sifm_layers_of_unlike_shapes(compare: Compare) -> None:
     editor, n = toy(("epsilon", "cond")), normal(2, 3, 4, 2, 2, seed=1)
