@@ -64,7 +64,7 @@ $(STAMPS)/docs: $(STAMPS)/venv $(PINS)
 
 $(STAMPS)/ci: $(STAMPS)/dev
 	@echo "Installing what the opt-in tests need into $(VENV) …"
-	@$(INSTALL) -e ".[ray,browser,datasets]"
+	@$(INSTALL) -e ".[ray,browser,datasets,notebooks]"
 	@touch $@
 
 setup: $(STAMPS)/dev

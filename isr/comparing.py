@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +36,21 @@ class Comparison:
     Attributes:
         rates: ISR per family and method, with `bold` (not significantly below the best).
         pairs: every pair: difference, interval, bounds, p, Holm-adjusted p within its family.
+        lock: judge lock that the runs share. level: of the intervals. alpha: of `bold`.
     """
 
     rates: pd.DataFrame
     pairs: pd.DataFrame
+    lock: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    level: float = 0.95
+    alpha: float = 0.05
+
+    def to_latex(self) -> str:
+        """A table in the paper's shape (booktabs): one row per method, original and unseen prompts side by side, one block of
+        rows per editor and purifier; bold what is not significantly below the best of its column."""
+        from .reporting.latex import comparison_table
+
+        return comparison_table(self)
 
     def beats_every(self, method: str, *, alpha: float = 0.05) -> BeatsEvery:
         """Whether a method beats every other (every single comparison must hold). For one family only."""
@@ -59,7 +70,7 @@ class Comparison:
 def compare(*runs: Run, level: float = 0.95, n_boot: int = 10_000, seed: int = 0) -> Comparison:
     """Compare the methods of one or more runs on the same (image, prompt, editor, seed), immunized and noise arms.
 
-    Two runs that hold the same method are told apart by as much of the end of their paths as differs (or "run 1", "run 2").
+    Two runs that hold the same method (under the same editor, prompt kind and purifier) are told apart by as much of the end of their paths as differs (or "run 1", "run 2").
 
     Raises:
         UsageError: the runs were judged differently (everything that differs is listed), hold fewer than two methods, or one
@@ -78,11 +89,11 @@ def compare(*runs: Run, level: float = 0.95, n_boot: int = 10_000, seed: int = 0
                 + "\nJudge both with the same judges and settings (isr bridge carries a run over to other judges)."
             )
     tables = [r.cases[r.cases["arm"] != "control"].copy() for r in reports]
-    methods = [set(t["method"].dropna()) for t in tables]
+    held = [_methods(t) for t in tables]
     for i, (name, table) in enumerate(zip(names, tables, strict=True)):
+        twice = {m for j, other in enumerate(held) if j != i for *_, m in held[i] & other}
         table["method"] = table["method"].astype(object).where(table["method"].notna(), name)
-        if any(methods[i] & methods[j] for j in range(len(runs)) if j != i):
-            table["method"] = [f"{m} ({name})" if m in methods[i] else m for m in table["method"]]
+        table["method"] = [f"{m} ({name})" if m in twice else m for m in table["method"]]
     cases = pd.concat(tables, ignore_index=True)
     if cases["method"].nunique() < 2:
         raise UsageError(f"compare: expected at least two methods, got {', '.join(map(str, cases['method'].unique()))}")
@@ -93,7 +104,14 @@ def compare(*runs: Run, level: float = 0.95, n_boot: int = 10_000, seed: int = 0
         raise UsageError("compare: cases need image_id (or originals), to know which edits are of the same image")
     pairs = compare_methods(cases, by=by, key=KEY, image=image, level=level, n_boot=n_boot, seed=seed)
     rates = isr_table(cases, (*by, "method"), image=image, level=level)
-    return Comparison(mark_best(rates, pairs, by=by), pairs)
+    return Comparison(mark_best(rates, pairs, by=by), pairs, reports[0].lock, level)
+
+
+def _methods(cases: pd.DataFrame) -> set[tuple[Any, ...]]:
+    """Methods by family: one method under two editors is no clash."""
+    named = cases[cases["method"].notna()]
+    columns = [[None if pd.isna(v) else v for v in named[c]] for c in (*FAMILY, "method")]
+    return set(zip(*columns, strict=True))
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .cases import Prepared, prepare
+from .cases.forms import is_stream
 from .consensus import resolve_consensus
 from .engine.cache import DiskCache, MemoryCache, ReplyCache
 from .engine.case import JudgeableCase
@@ -201,8 +202,8 @@ def evaluate(
 
     Args:
         edits: N edits of the immunized images (paths, bytes, PIL, numpy, torch), or `EditCase`s, a DataFrame, or the path
-            of a CSV, JSONL or Parquet manifest. An iterator of `EditCase`s is judged as a stream: bad pictures are skipped,
-            and the report holds no pictures (`isr.stream` hands results on as they come).
+            of a CSV, JSONL or Parquet manifest, or a data set of Hugging Face's `datasets`. An iterator of `EditCase`s and a
+            streamed data set are judged as a stream: bad pictures are skipped, and the report holds no pictures (`isr.stream` hands results on as they come).
         prompts: the N edit prompts (one string for one edit).
         originals: the N unprotected, unedited images. Judging with and without them are different measurements.
         controls: per edit, the edit of the *unprotected* original with the same editor, prompt and seed; None where missing.
@@ -234,13 +235,10 @@ def evaluate(
         "cache": cache, "retry_no_verdicts": retry_no_verdicts, "on_bad_image": on_bad_image, "max_side": max_side,
         "retry": retry, "max_cost": max_cost, "prices": prices, "reuse": reuse,
     }  # fmt: skip
-    if isinstance(edits, Iterator) and prompts is None:
+    if is_stream(edits) and prompts is None:
         from .streaming import collect
 
-        if shard is not None or any(a is not None for a in (originals, controls, columns)):
-            raise UsageError(
-                "edits: with an iterator of cases, put originals, controls and columns into the cases, and use no shard"
-            )
+        _check_streamed(originals, controls, columns, shard)
         return collect(edits, progress=progress, **judging)
     made = plan(edits, prompts, originals=originals, controls=controls, columns=columns, shard=shard, **judging)
     return run_anywhere(_run(made, progress))
@@ -248,8 +246,20 @@ def evaluate(
 
 async def aevaluate(edits: Any, prompts: Any = None, *, progress: bool | None = None, **arguments: Any) -> Report:
     """`evaluate` for async code; the same arguments. The check of the pictures runs in a thread."""
+    if is_stream(edits) and prompts is None:
+        from .streaming import acollect
+
+        _check_streamed(*(arguments.pop(name, None) for name in ("originals", "controls", "columns", "shard")))
+        return await acollect(edits, progress=progress, **arguments)
     made = await asyncio.to_thread(lambda: plan(edits, prompts, **arguments))
     return await _run(made, progress)
+
+
+def _check_streamed(*given: Any) -> None:
+    if any(a is not None for a in given):
+        raise UsageError(
+            "edits: with an iterator of cases, put originals, controls and columns into the cases, and use no shard"
+        )
 
 
 async def _run(made: Plan, progress: bool | None) -> Report:

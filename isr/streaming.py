@@ -27,7 +27,7 @@ from .report import Report
 from .schema import CaseRecord, Judgement, OutcomeValue
 from .store import RunFiles
 
-__all__ = ["CaseResult", "astream", "collect", "stream"]
+__all__ = ["CaseResult", "acollect", "astream", "collect", "stream"]
 
 Cases = Iterable[EditCase] | Iterable[Mapping[str, Any]] | str | Path
 #: Results written to the run directory in one append.
@@ -136,16 +136,17 @@ def _plan(arguments: Mapping[str, Any]) -> Plan:
 
 def collect(cases: Cases, *, progress: bool | None = None, **arguments: Any) -> Report:
     """A `Report` of a lazy iterable: judged as a stream (bad pictures are skipped), records kept, pictures not."""
-    made = _plan(arguments)
+    return run_anywhere(acollect(cases, progress=progress, **arguments))
+
+
+async def acollect(cases: Cases, *, progress: bool | None = None, **arguments: Any) -> Report:
+    """`collect` for async code."""
+    made = await asyncio.to_thread(_plan, arguments)
     locks: list[dict[str, Any]] = []
     results: list[CaseResult] = []
-
-    async def work() -> None:
-        async with aclosing(_run(made, cases, None, False, locks.append, progress=progress)) as source:
-            async for result in source:
-                results.append(result)
-
-    run_anywhere(work())
+    async with aclosing(_run(made, cases, None, False, locks.append, progress=progress)) as source:
+        async for result in source:
+            results.append(result)
     if not results:
         raise UsageError("edits is empty; there is nothing to judge")
     return Report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import uuid
@@ -36,7 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Browser tests skip, with the reason, where there is no browser; ISR_REQUIRE_BROWSER=1 (CI) makes that a failure."""
+    """Browser tests, and tests of optional packages, skip with the reason where what they need is missing;
+    ISR_REQUIRE_BROWSER=1 and ISR_REQUIRE_EXTRAS=1 (CI) make that a failure."""
+    _skip_without_extras(items)
     wanted = [item for item in items if item.get_closest_marker("browser")]
     if not wanted or os.environ.get("ISR_REQUIRE_BROWSER") == "1":
         return
@@ -50,6 +53,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if missing:
         for item in wanted:
             item.add_marker(pytest.mark.skip(reason=f"browser test: {' and '.join(missing)}"))
+
+
+def _skip_without_extras(items: list[pytest.Item]) -> None:
+    for item in items:
+        needed = [name for mark in item.iter_markers("needs") for name in mark.args]
+        missing = [name for name in needed if importlib.util.find_spec(name) is None]
+        if missing and os.environ.get("ISR_REQUIRE_EXTRAS") != "1":
+            item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)} (make setup-ci installs it)"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -28,7 +28,7 @@ from ..manifest import (
 from .columns import is_missing
 from .types import EditCase
 
-__all__ = ["Draft", "drafts_of", "stream_of"]
+__all__ = ["Draft", "drafts_of", "is_dataset", "is_stream", "stream_of"]
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,29 @@ def _table(edits: Any) -> Iterator[Draft] | None:
         return (_from_case(index, case) for index, case in enumerate(edits))
     if isinstance(edits, (list, tuple)) and edits and _is_row(edits[0]):
         return map(_from_row, mapping_rows(edits))
-    if hasattr(edits, "column_names") and hasattr(edits, "features"):  # a Hugging Face data set
-        return map(_from_row, mapping_rows(edits))
+    if is_dataset(edits):
+        return map(_from_row, mapping_rows(_undecoded(edits)))
     return None
+
+
+def is_dataset(value: Any) -> bool:
+    """A data set of Hugging Face's `datasets`, in memory, on disk or streamed (that package is not imported for the answer)."""
+    return hasattr(value, "column_names") and hasattr(value, "features") and hasattr(value, "cast_column")
+
+
+def is_stream(value: Any) -> bool:
+    """An iterator, or a data set that is streamed: read once, never held as a whole."""
+    return isinstance(value, Iterator) or (is_dataset(value) and not hasattr(value, "__len__"))
+
+
+def _undecoded(dataset: Any) -> Any:
+    """The same data set with picture columns as the files they are: read as any other file here (Pillow would cut 16 bits
+    to 8), and held compressed until they are sent."""
+    plain = dataset.with_format(None)
+    for name, feature in (dataset.features or {}).items():
+        if type(feature).__name__ == "Image" and feature.decode and feature.mode is None:
+            plain = plain.cast_column(name, type(feature)(decode=False))
+    return plain
 
 
 def stream_of(cases: Any) -> Iterator[Draft]:
@@ -98,7 +118,7 @@ def stream_of(cases: Any) -> Iterator[Draft]:
         return
     if isinstance(cases, (str, bytes, os.PathLike)):
         raise UsageError(f"expected an iterable of EditCases or the path of a manifest, got {cases!r}")
-    cases = iter(cases)
+    cases = iter(_undecoded(cases) if is_dataset(cases) else cases)
     checked: set[str] = set()
     for index, case in enumerate(cases):
         if isinstance(case, Mapping):

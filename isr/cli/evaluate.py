@@ -152,6 +152,31 @@ def writable_run(argument: str, folder: Path | None) -> None:
         raise UsageError(f"{argument}: {str(folder)!r} cannot be written (no permission in {str(there)!r})")
 
 
+def _same_judges(folder: Path | None, arguments: dict[str, Any]) -> None:
+    """Refuse, before anything is paid, to add to a run that was judged differently.
+
+    Raises:
+        UsageError: everything that differs.
+    """
+    from ..engine.waiting import WaitingRunner
+    from ..evaluation import lock_of, plan_judging
+    from ..lock import lock_differences
+
+    if folder is None or not RunFiles.at(folder).exists():
+        return
+    stored = RunFiles.at(folder).read_lock()
+    made = plan_judging(**{k: v for k, v in arguments.items() if k not in ("shard", "reuse")})
+    runners = [WaitingRunner(j, made.rubric, made.settings, cache=made.cache) for j in made.judges]
+    now = lock_of(made, runners, with_originals=bool(stored.get("with_originals")))
+    differences = lock_differences(stored, now, served=False)
+    if differences:
+        raise UsageError(
+            f"--out: {str(folder)!r} holds a run that was judged differently:\n  - "
+            + "\n  - ".join(differences)
+            + "\nGive another folder."
+        )
+
+
 @contextmanager
 def naming(argument: str, path: Path) -> Iterator[None]:
     """What the system says of a path becomes an error that names the argument."""
@@ -170,7 +195,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     writable_run("--out", options.out)
     writable_file("--html", options.html)
-    report = evaluate(options.manifest, progress=False if options.quiet else None, **judging_arguments(options))
+    arguments = judging_arguments(options)
+    _same_judges(options.out, arguments)
+    report = evaluate(options.manifest, progress=False if options.quiet else None, **arguments)
     try:
         # First of all: whatever goes wrong with showing it, the run is there.
         if options.out:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .evaluate import naming, writable_file, writable_run
+
 if TYPE_CHECKING:
     from . import Subparsers
 
@@ -17,6 +19,7 @@ def register(commands: Subparsers) -> None:
         "compare", help="compare the methods of runs on the same cases (refuses unlike judge locks)"
     )
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    compare.add_argument("--latex", action="store_true", help="print the table in the paper's shape, the best in bold")
     compare.set_defaults(run=_compare)
 
     agree = commands.add_parser("agree", help="Table I: agreement of people and models")
@@ -54,7 +57,8 @@ def register(commands: Subparsers) -> None:
 def _compare(options: argparse.Namespace) -> int:
     from ..comparing import compare
 
-    print(compare(*options.runs))
+    found = compare(*options.runs)
+    print(found.to_latex() if options.latex else found)
     return 0
 
 
@@ -81,12 +85,21 @@ def _bridge(options: argparse.Namespace) -> int:
     from ..comparing import bridge
     from ..reporting.escape import csv_safe
 
+    writable_run("--out", options.out)
+    writable_file("--flips", options.flips)
     found = bridge(options.run_folder, options.judges, cache=options.cache or True)
-    print(found)
+    try:
+        # First of all: whatever goes wrong with showing it, what was paid is there.
+        if options.out:
+            with naming("--out", options.out):
+                found.new.save(options.out)
+    finally:
+        print(found)
     if options.out:
-        print(f"run directory: {found.new.save(options.out)}")
+        print(f"run directory: {options.out}")
     if options.flips:
-        csv_safe(found.flipped).to_csv(options.flips, index=False)
+        with naming("--flips", options.flips):
+            csv_safe(found.flipped).to_csv(options.flips, index=False)
         print(f"flipped cases: {options.flips}")
     return 0
 

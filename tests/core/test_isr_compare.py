@@ -137,3 +137,86 @@ def test_sample_size_from_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_pictures_differ_between_arms() -> None:
     assert picture(0).tobytes() != picture(300).tobytes()
+
+
+def test_a_comparison_in_latex_has_the_best_in_bold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("good", set(range(15))).save(tmp_path / "a")
+    run(r"\input{x} & weak", set(range(5)), start=300).save(tmp_path / "b")
+    run("near", set(range(13)), start=600).save(tmp_path / "c")
+    runs = [str(tmp_path / name) for name in "abc"]
+    table = isr.compare(*runs).to_latex()
+    body = table.split(r"\midrule")[1].splitlines()
+    # 15/20, 5/20 and 13/20: 13 against 15 is two discordant cases, mid-p = 2·(½)² − (½)² = 0.25: not significantly below.
+    assert body[1].startswith(r"good & \textbf{75.0 [")
+    assert body[2].startswith(r"\textbackslash{}input\{x\} \& weak & 25.0 [")
+    assert body[3].startswith(r"near & \textbf{65.0 [")
+    assert r"Bold: not significantly below the best of its column" in table
+    assert r"Holm-adjusted" in table
+    assert "Judges: a. Rubric" in table
+    assert "Immunization Success Rate" not in table  # one judge alone is not the paper's ISR
+    assert main(["compare", *runs, "--latex"]) == 0
+    assert capsys.readouterr().out == table + "\n"
+
+
+def test_prompt_kinds_stand_side_by_side_and_editors_in_blocks() -> None:
+    kinds = ["original"] * 10 + ["unseen"] * 10
+
+    def of(method: str, editor: str, wins: set[int], start: int) -> isr.Report:
+        def answer(question: Any) -> str:
+            return text(int(question.prompt.split()[1]) in wins)
+
+        return isr.evaluate(
+            pictures(N, start), [f"edit {i}" for i in range(N)], originals=pictures(N, 900),
+            judges=[Scripted(answer, "a"), Scripted(answer, "b")], cache=False, progress=False,
+            columns={"method": [method] * N, "editor": [editor] * N, "prompt_kind": kinds, "seed": list(range(N))},
+        )  # fmt: skip
+
+    found = isr.compare(
+        of("m", "ip2p", set(range(10)), 0), of("n", "ip2p", {10, 11}, 100),
+        of("m", "sd_3", {0}, 200), of("n", "sd_3", {0}, 300),
+    )  # fmt: skip
+    lines = found.to_latex().splitlines()
+    assert lines[5] == r"Method & Original Prompt ISR $\uparrow$ & Unseen Prompts ISR $\uparrow$ \\"
+    body = lines[7 : lines.index(r"\bottomrule")]
+    assert [line.partition(" & ")[0] for line in body] == [
+        r"\multicolumn{3}{l}{\textit{editor: ip2p}} \\", "m", "n", r"\midrule",
+        r"\multicolumn{3}{l}{\textit{editor: sd\_3}} \\", "m", "n",
+    ]  # fmt: skip
+    # ip2p: 100 % against 0 % on original prompts (10 discordant); 0 against 2 of 10 on unseen ones (not significant).
+    assert body[1].count(r"\textbf") == 2
+    assert body[2].split(" & ")[1].startswith("0.0 [")
+    assert body[2].split(" & ")[2].startswith(r"\textbf{20.0 [")
+
+
+@pytest.mark.parametrize(("option", "said"), [("--out", "is a file"), ("--flips", "does not exist")])
+def test_a_bridge_looks_at_its_files_before_it_asks(
+    option: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from isr.registry import JUDGES
+
+    new = Scripted(lambda q: text(), "new")
+    monkeypatch.setitem(JUDGES._local, "bridge-test", lambda _="": new)
+    run("m", {1}).save(tmp_path / "run")
+    (tmp_path / "file").write_text("x")
+    place = tmp_path / "file" if option == "--out" else tmp_path / "none" / "flips.csv"
+    assert main(["bridge", str(tmp_path / "run"), "--judges", "bridge-test", option, str(place)]) == 1
+    assert said in capsys.readouterr().err
+    assert new.asked == []
+
+
+def test_evaluate_finds_a_run_of_other_judges_before_it_asks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from isr.registry import JUDGES
+
+    new = Scripted(lambda q: text(), "new")
+    monkeypatch.setitem(JUDGES._local, "other-test", lambda _="": new)
+    run("m", {1}).save(tmp_path / "run")
+    pictures(1)[0].save(tmp_path / "e.png")
+    (tmp_path / "m.csv").write_text("edited,prompt\ne.png,p\n")
+    arguments = ["evaluate", str(tmp_path / "m.csv"), "--judge", "other-test", "--no-cache", "--out"]
+    assert main([*arguments, str(tmp_path / "run")]) == 1
+    assert "judged differently" in capsys.readouterr().err
+    assert new.asked == []
+    assert main([*arguments, str(tmp_path / "new")]) == 0
+    assert main([*arguments, str(tmp_path / "new")]) == 0  # the same judge again is no other measurement
