@@ -1,15 +1,19 @@
 """Effect of every attack on MiniWorld: excess over the control arm with intervals, ε curves, and SIFM's reductions decided.
 
-    python benchmarks/bench_attacks_effect.py                        all three parts on mini-ip2p, 50 pictures
-    python benchmarks/bench_attacks_effect.py --part curve           only the ε curves and the working ε
-    python benchmarks/bench_attacks_effect.py --editor mini-sd3-instruct --n 25
-    python benchmarks/bench_attacks_effect.py --only 0/2 &           the even pictures; start 1/2 beside it, then run without
+    python benchmarks/bench_attacks_effect.py                               make and judge: mini-ip2p, 50 pictures, every method
+    python benchmarks/bench_attacks_effect.py --make --device cuda          only the pictures and their edits, all 50 at once
+    python benchmarks/bench_attacks_effect.py --judge                       only the judging, of what there is; as often as wanted
+    python benchmarks/bench_attacks_effect.py --make --methods noise,sifm --epsilons 0.03,0.06 --images 10
+    python benchmarks/bench_attacks_effect.py --editor mini-sd3-instruct --images 25
+
+Making needs an editor, torch and diffusers, and no client package; each arm (a method at an ε) becomes one small file in
+out/attacks_effect/<editor>/, and a run that was stopped goes on with the next picture (--limit ends it in time). Judging
+needs those files and the referees, runs on the CPU, and may be repeated whenever the referees change.
 
 Design split, original prompt, both referees, strict consensus; every edit with the same seed on the unprotected picture
-(control) and with random signs of the same ε (noise). Each protected picture and each edit is a file of its own, so a run
-that was stopped goes on where it was; judging happens at the end, from the files. Working ε: the smallest of the curve at
-which `end-to-end` (an upper bound, not SIFM) reaches an excess of 60 points, else 0.12; 0.03 is always shown beside it.
-Figures are of 64×64 procedural scenes and trained referees: orderings need not carry over.
+(control) and with random signs of the same ε (noise). Working ε: the smallest at which `end-to-end` (an upper bound, not
+SIFM) reaches an excess of 60 points, else the largest of the curve; 0.03 is always shown beside it. Figures are of 64×64
+procedural scenes and trained referees: orderings need not carry over.
 """
 
 from __future__ import annotations
@@ -20,18 +24,14 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
+from attacks_effect_store import Arm, Made, Store
 
-import isr
 from isr.data import miniworld
-from isr.immunization import make_editor
-from isr.perturbation import measure
 from isr.registry import ATTACKS
 
 LONG = True
@@ -39,291 +39,325 @@ EPS = (0.03, 0.045, 0.06, 0.09, 0.12)
 TARGET_EXCESS = 0.60
 LAMBDAS = (0.0, 1e-3, 0.1, 1e3)
 REDUCTIONS = ("paper", "mean_sum", "mean_mean")
+REDUCTION_IMAGES = 10
+#: What decides, first; what costs most, last.
+FIRST, LAST = ("noise", "end-to-end", "sifm"), ("semantic", "editshield", "photoguard-diffusion")
+CONTROL = Arm("control")
+COUNTS = ("n", "n_pairs", "ok_ok", "broken", "mended", "defeated_defeated", "pairs_undetermined", "control_missing")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One way to protect: a registered attack with settings. `control` has none."""
-
-    attack: str
-    eps: float = 0.0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    label: str = ""
-
-    @property
-    def name(self) -> str:
-        base = self.label or self.attack
-        return base if self.attack == "control" else f"{base}@{self.eps:g}"
-
-
-def all_settings(arm: Arm) -> dict[str, Any]:
+def arm_of(attack: str, eps: float, label: str = "", **settings: Any) -> Arm:
     """α grows with ε (ε 0.03 ↔ 1/255), so that every ε is crossed in as many steps."""
-    if arm.attack == "noise":
-        return {"kind": "sign", "eps": arm.eps, **arm.settings}
-    own = {"eps": arm.eps, "alpha": arm.eps / 0.03 / 255}
-    if arm.attack in ("editshield", "end-to-end") or arm.settings.get("terms") == "dist":
-        own["start_radius"] = arm.eps / 0.03 / 255
-    return {**own, **arm.settings}
+    if attack == "noise":
+        return Arm(attack, eps, {"kind": "sign", "eps": eps})
+    own: dict[str, Any] = {"eps": eps, "alpha": eps / 0.03 / 255}
+    if attack in ("editshield", "end-to-end") or settings.get("terms") == "dist":
+        own["start_radius"] = eps / 0.03 / 255
+    return Arm(attack, eps, {**own, **settings}, label)
 
 
-class Bench:
-    """Files of one editor's runs: protected/<arm>/<image>.png and edits/<arm>/<image>.png."""
+def method_names() -> list[str]:
+    names = [p.name for p in ATTACKS.list() if p.name not in (*FIRST, *LAST)]
+    return [*FIRST, *names, *LAST]
 
-    def __init__(self, editor: Any, out: Path, n: int, *, only: tuple[int, int] = (0, 1), batch: int = 10) -> None:
-        self.editor = make_editor(editor)
-        self.out, self.batch = out, batch
-        self.world = miniworld(n=n, split="design")
-        self.members = [i for i in range(n) if i % only[1] == only[0]]
-        # Shards that run side by side must not clean up after one another.
-        self.unfinished = out / f"unfinished-{only[0]}-{only[1]}"
-        recorded = json.dumps({"name": self.editor.name, **self.editor.settings()}, sort_keys=True, default=str)
-        self.mark = hashlib.sha256(recorded.encode()).hexdigest()[:12]
-        mark = out / "editor.json"
-        if mark.is_file() and json.loads(mark.read_text("utf-8"))["mark"] != self.mark:
-            raise SystemExit(f"{out} holds runs of another editor or other settings; give another --out")
-        out.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps({"mark": self.mark, "editor": json.loads(recorded)}, indent=1), "utf-8")
 
-    def path(self, kind: str, arm: Arm, i: int) -> Path:
-        return self.out / kind / arm.name / f"{self.world[i].image_id}.png"
+def reduction_arms(iterations: int) -> dict[tuple[str, float | str], Arm]:
+    """Docs of SIFM, "reduction": the settings whose pattern over λ is compared with the paper's Tables VI and VII."""
+    arms: dict[tuple[str, float | str], Arm] = {
+        (red, lam): arm_of("sifm", 0.03, f"sifm-{red}-{lam:g}", iterations=iterations, reduction=red, lam=lam)
+        for red in REDUCTIONS for lam in LAMBDAS
+    }  # fmt: skip
+    arms["paper", "norm"] = arm_of("sifm", 0.03, "sifm-norm-only", iterations=iterations, terms="norm")
+    arms["paper", "dist"] = arm_of("sifm", 0.03, "sifm-dist-only", iterations=iterations, terms="dist")
+    return arms
 
-    def chunks(self, missing: Sequence[int]) -> Iterator[list[int]]:
+
+# ------------------------------------------------------------------------------------------------------------ making
+
+
+class Maker:
+    """Protects and edits, arm by arm. Deadline: the monotonic second after which no further arm or batch is begun."""
+
+    def __init__(self, editor: Any, world: Any, store: Store, *, batch: int, rows: int, deadline: float) -> None:
+        self.editor, self.store, self.batch, self.rows, self.deadline = editor, store, batch, rows, deadline
+        self.items = {item.image_id: (k, item) for k, item in enumerate(world)}
+
+    def make(self, arm: Arm, first: int | None = None) -> bool:
+        """The missing pictures of an arm (of the first `first` ones only); False where time ran out."""
+        from isr.immunization import immunize
+
+        missing = [i for i in self.store.missing(arm) if first is None or self.items[i][0] < first]
         for start in range(0, len(missing), self.batch):
-            yield list(missing[start : start + self.batch])
-
-    def seed(self, i: int) -> int:
-        return 1000 + i
-
-    def protect(self, arm: Arm) -> None:
-        """Every picture of this shard, batch by batch; seconds are kept beside the pictures."""
-        missing = [i for i in self.members if not self.path("protected", arm, i).is_file()]
-        for chunk in self.chunks(missing):
-            images = [self.world[i].image for i in chunk]
-            started = time.perf_counter()
-            if arm.attack == "control":
-                done: Sequence[PIL.Image.Image] = images
-            else:
-                more = {} if arm.attack == "noise" else {"batch_size": self.batch, "rows": 64}
-                done = isr.immunize(
-                    images, [self.world[i].prompt for i in chunk], attack=arm.attack, editor=self.editor,
-                    seeds=[self.seed(i) for i in chunk], checkpoint=self.unfinished, **more, **all_settings(arm),
-                )  # fmt: skip
-            seconds = (time.perf_counter() - started) / len(chunk)
-            for i, image in zip(chunk, done, strict=True):
-                save(image, self.path("protected", arm, i))
-            note(self.out / "seconds.jsonl", {"arm": arm.name, "n": len(chunk), "seconds_per_image": seconds})
-            for left in (self.unfinished).glob("*"):
-                left.unlink()
-            say(f"{arm.name}: {chunk[-1] + 1}/{len(self.world)} protected, {seconds:.1f} s per picture")
-
-    def edit(self, arm: Arm) -> None:
-        missing = [i for i in self.members if not self.path("edits", arm, i).is_file()]
-        for chunk in self.chunks(missing):
-            images = [PIL.Image.open(self.path("protected", arm, i)).convert("RGB") for i in chunk]
-            edits = self.editor.edit(images, [self.world[i].prompt for i in chunk], seeds=[self.seed(i) for i in chunk])
-            for i, image in zip(chunk, edits, strict=True):
-                save(image, self.path("edits", arm, i))
-
-    def make(self, arms: Sequence[Arm]) -> None:
-        for arm in arms:
-            self.protect(arm)
-            self.edit(arm)
-
-    def judge(self, arms: Sequence[Arm], judges: Any) -> list[dict[str, Any]]:
-        """One row per arm: excess with interval beside ISR, control, cells, and what was measured on the pictures."""
-        control = Arm("control")
-        every, rows = range(len(self.world)), []
-        for arm in arms:
-            pairs = [(i, self.path("edits", arm, i)) for i in every]
-            noise = Arm("noise", arm.eps)
-            extra = [] if arm.attack == "noise" else [(i, self.path("edits", noise, i)) for i in every]
-            both = pairs + extra
-            report = isr.evaluate(
-                [p for _, p in both],
-                [self.world[i].prompt for i, _ in both],
-                originals=[self.world[i].image for i, _ in both],
-                controls=[self.path("edits", control, i) for i, _ in both],
-                columns={
-                    "image_id": [self.world[i].image_id for i, _ in both],
-                    "method": [arm.name] * len(pairs) + [noise.name] * len(extra),
-                    "editor": [self.editor.name] * len(both),
-                    "prompt_kind": ["original"] * len(both),
-                    "category": [self.world[i].category for i, _ in both],
-                    "seed": [self.seed(i) for i, _ in both],
-                    "arm": ["immunized"] * len(pairs) + ["noise"] * len(extra),
-                },
-                judges=judges, cache=self.out / "replies", progress=False,
+            if time.monotonic() > self.deadline:
+                return False
+            ids = missing[start : start + self.batch]
+            items = [self.items[i][1] for i in ids]
+            prompts, seeds = [item.prompt for item in items], [1000 + self.items[i][0] for i in ids]
+            begun = time.perf_counter()
+            protected: Sequence[Any] = [item.image for item in items]
+            if arm.attack != "control":
+                more = {} if arm.attack == "noise" else {"batch_size": self.batch, "rows": self.rows}
+                protected = immunize(
+                    protected, prompts, attack=arm.attack, editor=self.editor, seeds=seeds, **more, **arm.settings
+                )
+            between = time.perf_counter()
+            edits = self.editor.edit(list(protected), prompts, seeds=seeds)
+            ended = time.perf_counter()
+            self.store.add(
+                arm, ids, list(protected), edits, seconds_protect=between - begun, seconds_edit=ended - between,
+                about={"seeds": "1000 + position", "batch": self.batch},
             )  # fmt: skip
-            (cells,) = report.control_by("method").to_dict("records")
-            rates = report.by("method").to_dict("records")[0]
-            found = [
-                measure(self.world[i].image, PIL.Image.open(self.path("protected", arm, i)).convert("RGB"))
-                for i in every
-            ]
+            say(
+                f"{arm.name}: {len(ids)} of {len(missing)}, {between - begun:.1f} s protecting, {ended - between:.1f} s editing"
+            )
+        return True
+
+    def reductions(self, arms: Mapping[tuple[str, float | str], Arm], first: int) -> list[dict[str, Any]]:
+        """Sign agreement with λ = 0, mean |φ| and rms Δφ (relative to clean), and the PSNR of the edit, over `first` pictures."""
+        from isr.attacks.pgd import one_step, to_tensor
+        from isr.attacks.sifm import SIFM
+
+        ids = [i for i, (k, _) in self.items.items() if k < first]
+        made = {key: self.store.load(arm) for key, arm in arms.items()}
+        control = self.store.load(CONTROL)
+        clean = to_tensor([self.items[i][1].image for i in ids], self.editor.device)
+        prompts, seeds = [self.items[i][1].prompt for i in ids], [1000 + self.items[i][0] for i in ids]
+
+        def delta_of(found: Made) -> Any:
+            return to_tensor([found.picture("protected", i) for i in ids], self.editor.device) - clean
+
+        def size(delta: Any, terms: Any) -> float:
+            at = one_step(
+                SIFM(terms=terms, reduction="relative"), self.editor, clean, prompts, delta=delta, seeds=seeds
+            )
+            return float(at.losses.mean())
+
+        base = {red: delta_of(needed(made[red, 0.0])).sign() for red in REDUCTIONS}
+        rows = []
+        for (red, lam), arm in arms.items():
+            found, delta = needed(made[red, lam]), delta_of(needed(made[red, lam]))
             rows.append(
                 {
-                    **{k: plain(v) for k, v in cells.items()},
-                    "method": arm.name,
-                    "mismatch_rate": plain(rates.get("mismatch_rate")),
-                    "degradation_rate": plain(rates.get("degradation_rate")),
-                    "levels_max": max(f.levels for f in found),
-                    "psnr_protected_dB": float(np.mean([f.psnr for f in found if math.isfinite(f.psnr)] or [math.nan])),
-                    "psnr_edit_dB": float(np.mean([self.edit_psnr(arm, i) for i in every])),
-                    "seconds_per_image": self.seconds(arm),
+                    "setting": arm.name, "reduction": red, "lambda": lam, "n": len(ids),
+                    "same_sign_as_lambda_0": float((delta.sign() == base[red]).float().mean()),
+                    "mean_abs_phi_over_clean": size(delta, "norm"),
+                    "rms_change_over_clean": math.sqrt(max(0.0, -size(delta, "dist"))),
+                    "psnr_edit_dB": mean(edit_psnr(found, needed(control), i) for i in ids),
                 }
             )  # fmt: skip
-            say(f"{arm.name}: excess {rows[-1]['excess']}, ISR {rows[-1]['isr']}")
         return rows
 
-    def edit_psnr(self, arm: Arm, i: int) -> float:
-        """PSNR between the edit of the protected picture and that of the original, capped at 60 dB (identical edits)."""
-        a, b = (PIL.Image.open(self.path("edits", x, i)).convert("RGB") for x in (arm, Arm("control")))
-        return min(60.0, measure(a, b).psnr)
 
-    def seconds(self, arm: Arm) -> float | None:
-        file = self.out / "seconds.jsonl"
-        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
-        own = [r for r in rows if r["arm"] == arm.name]
-        return sum(r["n"] * r["seconds_per_image"] for r in own) / sum(r["n"] for r in own) if own else None
+def make(options: argparse.Namespace, editor: Any = None) -> bool:
+    """Everything asked for that is not there yet; False where time ran out."""
+    from isr.immunization import make_editor
+
+    begun = time.monotonic()
+    world = miniworld(n=options.images, split="design")
+    store = store_of(options, world)
+    made = editor or make_editor(options.editor, device=options.device, batch_size=options.batch or options.images)
+    on_cpu = made.device.type == "cpu"
+    batch = options.batch or (min(10, options.images) if on_cpu else options.images)
+    mark_editor(store.folder, made)
+    maker = Maker(
+        made, world, store, batch=batch, rows=options.rows or (64 if on_cpu else 1024),
+        deadline=begun + options.limit if options.limit else math.inf,
+    )  # fmt: skip
+    arms = [
+        arm_of(name, eps, **({} if name == "noise" else {"iterations": options.iterations}))
+        for name in options.methods for eps in options.epsilons
+    ]  # fmt: skip
+    done = maker.make(CONTROL)
+    if options.reductions and done:
+        several = reduction_arms(options.iterations)
+        first = min(REDUCTION_IMAGES, options.images)
+        done = all(maker.make(arm, first) for arm in several.values())
+        if done:
+            write(store.folder / "reductions.json", maker.reductions(several, first))
+    done = done and all(maker.make(arm) for arm in arms)
+    say(f"{'all made' if done else 'time is up; run again to go on'}, {time.monotonic() - begun:.0f} s")
+    return done
 
 
-def reductions(bench: Bench, n: int, short: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """attacks.md 13.4: which reduction of SIFM behaves like the paper's Tables VI and VII. Per setting, over n pictures:
-    sign agreement with λ = 0, mean |φ| and rms Δφ (relative to clean), and the PSNR of the edit."""
-    from isr.attacks.pgd import one_step, to_tensor
-    from isr.attacks.sifm import SIFM
+def mark_editor(folder: Path, editor: Any) -> None:
+    """editor.json: what made the edits. Another editor or other settings in the same folder stop the run."""
+    recorded = json.loads(json.dumps({"name": editor.name, **editor.settings()}, sort_keys=True, default=str))
+    loose = ("versions", "batch_size", "source")  # decide nothing, or differ between machines
+    deciding = json.dumps({k: v for k, v in recorded.items() if k not in loose}, sort_keys=True)
+    mark = hashlib.sha256(deciding.encode()).hexdigest()[:12]
+    path = folder / "editor.json"
+    if path.is_file() and json.loads(path.read_text("utf-8"))["mark"] != mark:
+        raise SystemExit(f"{folder} holds runs of another editor, other weights or other settings; give another --out")
+    write(path, {"mark": mark, "device": str(editor.device), "editor": recorded})
 
-    arms = {
-        (red, lam): Arm("sifm", 0.03, {**short, "reduction": red, "lam": lam}, f"sifm-{red}-{lam:g}") for red in REDUCTIONS for lam in LAMBDAS
-    }  # fmt: skip
-    arms[("paper", "norm")] = Arm("sifm", 0.03, {**short, "terms": "norm"}, "sifm-norm-only")
-    arms[("paper", "dist")] = Arm("sifm", 0.03, {**short, "terms": "dist"}, "sifm-dist-only")
-    bench.members = [i for i in bench.members if i < n]
-    bench.make([Arm("control"), *arms.values()])
-    if any(not bench.path("edits", arm, i).is_file() for arm in arms.values() for i in range(n)):
-        return []
-    rows: list[dict[str, Any]] = []
-    clean = to_tensor([bench.world[i].image for i in range(n)])
-    prompts, seeds = [bench.world[i].prompt for i in range(n)], [bench.seed(i) for i in range(n)]
 
-    def terms(delta: Any, which: str) -> float:
-        objective = SIFM(terms="norm" if which == "norm" else "dist", reduction="relative")
-        total = 0.0
-        for i in range(n):
-            at = one_step(
-                objective,
-                bench.editor,
-                clean[i : i + 1],
-                prompts[i : i + 1],
-                delta=delta[i : i + 1],
-                seeds=seeds[i : i + 1],
-            )
-            total += float(at.losses)
-        return total / n
+# ------------------------------------------------------------------------------------------------------------ judging
 
-    def delta_of(arm: Arm) -> Any:
-        return to_tensor([PIL.Image.open(bench.path("protected", arm, i)).convert("RGB") for i in range(n)]) - clean
 
-    base = {red: delta_of(arms[(red, 0.0)]) for red in REDUCTIONS}
-    for (red, lam), arm in arms.items():
-        delta = delta_of(arm)
-        rows.append(
-            {
-                "reduction": red, "lambda": lam, "n": n,
-                "same_sign_as_lambda_0": float((delta.sign() == base[red].sign()).float().mean()),
-                "mean_abs_phi_over_clean": terms(delta, "norm"),
-                "rms_change_over_clean": math.sqrt(max(0.0, -terms(delta, "dist"))),
-                "psnr_edit_dB": float(np.mean([bench.edit_psnr(arm, i) for i in range(n)])),
-            }
+def judge(options: argparse.Namespace, judges: Any = None) -> dict[str, Any]:
+    """A table of every arm that is complete, the working ε, and the reductions where they were made."""
+    import isr
+
+    world = miniworld(n=options.images, split="design")
+    store = store_of(options, world)
+    panel = judges or options.judges
+    editor = json.loads((store.folder / "editor.json").read_text("utf-8"))
+    arms = [a for a in store.arms() if a.attack != "control" and not a.label]
+    made = {a.name: needed(store.load(a)) for a in [CONTROL, *arms]}
+    control = made[CONTROL.name]
+    complete = [a for a in arms if not store.missing(a)]
+    rows = []
+    for arm in complete:
+        noise = Arm("noise", arm.eps)
+        sides = [(arm, "immunized")]
+        if arm.attack != "noise" and any(a.name == noise.name for a in complete):
+            sides.append((noise, "noise"))
+        both = [(item, k, side, which) for side, which in sides for k, item in enumerate(world)]
+        report = isr.evaluate(
+            [made[side.name].picture("edits", item.image_id) for item, _, side, _ in both],
+            [item.prompt for item, *_ in both],
+            originals=[item.image for item, *_ in both],
+            controls=[control.picture("edits", item.image_id) for item, *_ in both],
+            columns={
+                "image_id": [item.image_id for item, *_ in both],
+                "method": [side.name for *_, side, _ in both],
+                "editor": [editor["editor"]["name"]] * len(both),
+                "prompt_kind": ["original"] * len(both),
+                "category": [item.category for item, *_ in both],
+                "seed": [1000 + k for _, k, *_ in both],
+                "arm": [which for *_, which in both],
+            },
+            judges=panel, cache=store.folder / "replies", progress=False,
         )  # fmt: skip
-    return rows
+        (cells,) = report.control_by("method").to_dict("records")
+        cells.pop("method")
+        rows.append({**row_of(arm, made[arm.name], control, store), **{k: plain(k, v) for k, v in cells.items()}})
+        say(f"{arm.name}: excess {rows[-1]['excess']}, ISR {rows[-1]['isr']}")
+    working, reached = working_eps(rows)
+    folder = store.folder
+    result: dict[str, Any] = {
+        "editor": editor["editor"]["name"], "device": editor["device"], "n_images": options.images, "split": "design",
+        "prompt_kind": "original", "judges": [str(j) for j in panel] if isinstance(panel, list) else str(panel),
+        "consensus": "strict", "working_eps": working, "working_eps_reached_target": reached,
+        "incomplete": [a.name for a in arms if a not in complete], "arms": rows,
+        "reductions": read(folder / "reductions.json") if (folder / "reductions.json").is_file() else [],
+    }  # fmt: skip
+    write(folder / "results.json", result)
+    return result
 
 
-def save(image: PIL.Image.Image, path: Path) -> None:
+def row_of(arm: Arm, made: Made, control: Made, store: Store) -> dict[str, Any]:
+    """What was measured on an arm's pictures, before any judge."""
+    changes = [made.protected[i].astype(np.int64) - store.originals[i] for i in store.originals]
+    squares = [float(np.square(c).mean()) / 255**2 for c in changes]
+    return {
+        "arm": arm.name, "attack": arm.attack, "eps": arm.eps, "iterations": arm.settings.get("iterations"),
+        "levels_max": max(int(np.abs(c).max()) for c in changes),
+        "psnr_protected_dB": mean(10 * math.log10(1 / s) for s in squares if s),
+        "psnr_edit_dB": mean(edit_psnr(made, control, i) for i in store.originals),
+        "seconds_per_image": made.seconds_protect, "seconds_per_edit": made.seconds_edit,
+    }  # fmt: skip
+
+
+def working_eps(rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, bool]:
+    """The smallest ε at which end-to-end reaches the target, else the largest there is, and whether any does."""
+    curve = sorted((row["eps"], row["excess"]) for row in rows if row["attack"] == "end-to-end")
+    for eps, excess in curve:
+        if excess is not None and excess >= TARGET_EXCESS:
+            return eps, True
+    return (curve[-1][0] if curve else None), False
+
+
+# ------------------------------------------------------------------------------------------------------------- shared
+
+
+def store_of(options: argparse.Namespace, world: Any) -> Store:
+    name = Path(options.editor).name
+    folder = options.out or ROOT / "out" / "attacks_effect" / name
+    return Store(folder, {item.image_id: np.asarray(item.image) for item in world})
+
+
+def edit_psnr(a: Made, b: Made, image_id: str) -> float:
+    """Between two edits of one picture, in dB, capped at 60 (identical edits)."""
+    change = a.edits[image_id].astype(np.int64) - b.edits[image_id]
+    square = float(np.square(change).mean()) / 255**2
+    return 60.0 if square == 0 else min(60.0, 10 * math.log10(1 / square))
+
+
+def mean(values: Any) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None
+
+
+def needed(made: Made | None) -> Made:
+    if made is None:
+        raise SystemExit("an arm is missing; run --make first")
+    return made
+
+
+def plain(name: str, value: Any) -> Any:
+    """A table's cell as JSON has it: counts whole, NaN as null."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    number = float(value)
+    return None if math.isnan(number) else int(number) if name in COUNTS else number
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
-    image.save(beside, format="PNG")
+    beside.write_text(json.dumps(value, indent=1), "utf-8")
     beside.replace(path)
-
-
-def note(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
 
 
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def plain(value: Any) -> Any:
-    if value is None or isinstance(value, str):
-        return value
-    number = float(value)
-    return None if math.isnan(number) else int(number) if number.is_integer() and abs(number) > 1 else number
-
-
-def working_eps(rows: Sequence[Mapping[str, Any]]) -> tuple[float, bool]:
-    """The smallest ε at which end-to-end reaches the target, and whether any does."""
-    for eps in EPS:
-        for row in rows:
-            if row["method"] == f"end-to-end@{eps:g}" and row["excess"] is not None and row["excess"] >= TARGET_EXCESS:
-                return eps, True
-    return EPS[-1], False
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--make", action="store_true", help="make pictures and edits (default: make, then judge)")
+    parser.add_argument("--judge", action="store_true", help="judge what was made, and print the results as JSON")
+    parser.add_argument("--editor", default="mini-ip2p", help="a registered name or a folder")
+    parser.add_argument("--device", help="cpu, cuda, …; default: CUDA where there is one")
+    parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--methods", help="comma-separated; default: every registered attack")
+    parser.add_argument("--epsilons", default=",".join(map(str, EPS)), help="comma-separated, on [0, 1] pixels")
+    parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--no-reductions", dest="reductions", action="store_false", help="leave SIFM's reductions out")
+    parser.add_argument("--batch", type=int, help="pictures at once; default: 10 on the CPU, else all")
+    parser.add_argument("--rows", type=int, help="denoiser rows at once; default: 64 on the CPU, else 1024")
+    parser.add_argument("--limit", type=float, help="seconds after which no further batch is begun; run again to go on")
+    parser.add_argument("--judges", default="referee:a,referee:b", help="comma-separated")
+    parser.add_argument("--out", type=Path, help="default: out/attacks_effect/<editor>")
+    options = parser.parse_args(argv)
+    options.methods = method_names() if options.methods is None else options.methods.split(",")
+    if options.methods == [""]:
+        options.methods = []
+    options.epsilons = [float(e) for e in options.epsilons.split(",")]
+    options.judges = options.judges.split(",")
+    for name in options.methods:
+        ATTACKS.resolve(name)
+    if options.images < 1:
+        parser.error("--images must be at least 1")
+    return options
 
 
 def main(argv: Sequence[str] | None = None, *, editor: Any = None, judges: Any = None) -> int:
     """`editor` and `judges` replace the named ones (for trying the script out)."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--editor", default="mini-ip2p")
-    parser.add_argument("--n", type=int, default=50)
-    parser.add_argument("--part", choices=("all", "curve", "methods", "reductions"), default="all")
-    parser.add_argument("--out", type=Path, help="default: out/attacks_effect/<editor>")
-    parser.add_argument(
-        "--only", default="0/1", metavar="I/K", help="make only every K-th picture from the I-th on; no judging"
-    )
-    parser.add_argument("--iterations", type=int, help="another number of iterations than the presets' 100")
-    parser.add_argument("--batch", type=int, default=10)
-    parser.add_argument("--judge", action="append", help="default: referee:a and referee:b")
-    options = parser.parse_args(argv)
-    index, count = (int(k) for k in options.only.split("/"))
-    name = Path(options.editor).name
-    bench = Bench(
-        editor or options.editor,
-        options.out or ROOT / "out" / "attacks_effect" / name,
-        options.n,
-        only=(index, count),
-        batch=options.batch,
-    )
-    panel = judges or options.judge or ["referee:a", "referee:b"]
-    short = {} if options.iterations is None else {"iterations": options.iterations}
-    result: dict[str, Any] = {
-        "editor": bench.editor.name, "n_images": options.n, "split": "design", "prompt_kind": "original", "iterations": options.iterations or 100,
-        "judges": [str(j) for j in panel] if isinstance(panel, list) else str(panel), "consensus": "strict",
-    }  # fmt: skip
-
-    def arm(attack: str, eps: float, **settings: Any) -> Arm:
-        return Arm(attack, eps, {} if attack == "noise" else {**short, **settings})
-
-    partial = count > 1
-    if options.part in ("all", "curve", "methods"):
-        curve = [arm(a, e) for a in ("noise", "sifm", "end-to-end") for e in EPS]
-        bench.make([Arm("control"), *curve])
-        if not partial:
-            result["curve"] = bench.judge(curve, panel)
-            result["working_eps"], result["working_eps_reached_target"] = working_eps(result["curve"])
-            say(f"working ε {result['working_eps']}, target reached: {result['working_eps_reached_target']}")
-    if options.part in ("all", "methods"):
-        # A partial run cannot judge yet, so it makes 0.03 only; the working ε is made in the run that judges.
-        chosen = [EPS[0]] if partial else sorted({EPS[0], result["working_eps"]})
-        names = [p.name for p in ATTACKS.list() if p.name not in ("noise", "end-to-end", "sifm")]
-        arms = [arm(a, e) for e in chosen for a in names]
-        bench.make(arms)
-        if not partial:
-            result["methods"] = bench.judge(arms, panel)
-    if options.part in ("all", "reductions"):
-        result["reductions"] = reductions(bench, min(10, options.n), short)
-    print(json.dumps(result))
+    options = parse(argv)
+    both = options.make == options.judge
+    if options.make or both:
+        done = make(options, editor)
+        if not done:
+            return 3
+    if options.judge or both:
+        print(json.dumps(judge(options, judges)))
     return 0
 
 
