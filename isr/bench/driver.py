@@ -46,6 +46,7 @@ def begin(files: ExperimentFiles, plan: Plan) -> None:
     experiment = plan.experiment
     counts: dict[str, int] = {kind: plan.count(kind) for kind in KINDS}
     counts |= {"cases": len(plan.cases), "controls": len({c.control for c in plan.cases})}
+    images = [item.image_id for item in plan.items]
     if not files.exists():
         others = [p.name for p in files.folder.iterdir() if p.name != ".lock"] if files.folder.exists() else []
         if others:
@@ -67,12 +68,14 @@ def begin(files: ExperimentFiles, plan: Plan) -> None:
         if changed:
             told = ", ".join(f"{k} {stored['versions'][k]} → {now.get(k)}" for k in changed)
             warnings.warn(f"run: versions differ from those of the first start: {told}", stacklevel=2)
-        if stored.get("hash") == experiment.hash and stored.get("plan") == counts:
+        same = stored.get("hash") == experiment.hash and stored.get("plan") == counts
+        if same and stored.get("images") == images:
             return
         if stored.get("hash") != experiment.hash:
             stored["history"] = [*stored.get("history", []), stored.get("hash")]
     files.write_record(
-        "experiment.json", {**stored, "hash": experiment.hash, "plan": counts, "experiment": experiment.record()}
+        "experiment.json",
+        {**stored, "hash": experiment.hash, "plan": counts, "images": images, "experiment": experiment.record()},
     )
 
 

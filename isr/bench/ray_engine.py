@@ -6,6 +6,7 @@ only the driver writes. Each actor has one compute thread, and batches are the p
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import os
@@ -22,6 +23,11 @@ from .work import THREADS, Batch, Done, Worker
 __all__ = ["RayEngine"]
 
 _DEPTH = 2
+
+
+def _ray() -> Any:
+    """Ray, untyped on purpose: type checks then say the same with and without the extra."""
+    return importlib.import_module("ray")
 
 
 @dataclass
@@ -68,13 +74,12 @@ class RayEngine:
         self._failed: list[Failed] = []
 
     def __enter__(self) -> RayEngine:
-        import ray
-
+        ray = _ray()
         if not ray.is_initialized():
             here: dict[str, Any] = {} if self.address else {"include_dashboard": False}
             ray.init(address=self.address, log_to_driver=False, **here, **self.options)
             self._started = True
-        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        total = ray.cluster_resources()
         if self.gpus is None:
             self.gpus = 1.0 if total.get("GPU", 0) else 0.0
         if not self.workers:
@@ -86,8 +91,7 @@ class RayEngine:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        import ray
-
+        ray = _ray()
         for actor in self._actors:
             ray.kill(actor.handle)
         self._actors = []
@@ -115,8 +119,7 @@ class RayEngine:
         self._send(actor, batch, resource)
 
     def wait(self) -> list[Done | Failed]:
-        import ray
-
+        ray = _ray()
         results: list[Done | Failed] = []
         while not results:
             results += self._failed
@@ -141,8 +144,7 @@ class RayEngine:
         actor.resource = resource
 
     def _start(self, index: int) -> _Actor:
-        import ray
-
+        ray = _ray()
         name = f"ray-{index}"
         variables = dict.fromkeys(THREADS, "1")
         if os.environ.get(VARIABLE):

@@ -24,9 +24,10 @@ from ..stats.outcomes import isr_table
 from ..tables import Matrix
 from .experiment import Experiment
 from .files import ExperimentFiles, StepRow
+from .order import in_plan_order, ordered_judgements, ordered_steps, whole
 from .plan import NONE
 
-__all__ = ["GROUP", "Results", "mean_of"]
+__all__ = ["GROUP", "Results", "load_report", "mean_of"]
 
 #: Columns of a row of the long table.
 GROUP = ("table", "source", "target", "purifier", "method", "prompt_kind")
@@ -49,7 +50,7 @@ class _Case:
         tags = record.tags
         return cls(
             record, str(tags.get("table") or "main"), str(tags.get("source") or ""), record.editor or "",
-            record.purifier or NONE, str(tags.get("step") or ""), int(tags.get("redraw") or 0),
+            record.purifier or NONE, str(tags.get("step") or ""), whole(tags.get("redraw")),
         )  # fmt: skip
 
     @property
@@ -57,6 +58,16 @@ class _Case:
         return (
             self.table, self.source, self.target, self.purifier, self.record.method or "", self.record.prompt_kind or "",
         )  # fmt: skip
+
+
+def load_report(folder: str | Path) -> Report:
+    """`Report.load` of an experiment's folder, its rows in the plan's order instead of the order in which they were judged."""
+    report = Report.load(folder)
+    info = ExperimentFiles.at(folder).read_record("experiment.json")
+    experiment = Experiment.of(info["experiment"], source=repr(str(folder)), stored=True)
+    cases = in_plan_order(report.case_records, experiment, [str(i) for i in info.get("images", ())])
+    judgements = ordered_judgements(report.judgement_records, cases, report.judges)
+    return Report(report.lock, cases, judgements, picture=report.picture)
 
 
 class Results:
@@ -71,13 +82,13 @@ class Results:
         self.files = ExperimentFiles.at(folder)
         self.info = self.files.read_record("experiment.json")
         self.experiment = Experiment.of(self.info["experiment"], source=repr(str(folder)), stored=True)
-        self.steps = self.files.steps()
+        self.steps = ordered_steps(self.files.steps())
         self.n_boot = n_boot
 
     @cached_property
     def report(self) -> Report | None:
-        """The judged cases, or None where nothing is judged yet."""
-        return Report.load(self.files.folder) if self.files.run.exists() else None
+        """The judged cases in the plan's order, or None where nothing is judged yet."""
+        return load_report(self.files.folder) if self.files.run.exists() else None
 
     @cached_property
     def cases(self) -> list[_Case]:
@@ -264,7 +275,7 @@ class Results:
             }  # fmt: skip
             for name in self.experiment.protection:
                 row[name], row[f"{name}_n"], row[f"{name}_reason"] = mean_of(
-                    [against.get(k, {}).get(name) for k in keys]
+                    [against.get(m.key, {}).get(name) for m in made]
                 )
             rows.append(row)
         return pd.DataFrame(rows)
@@ -277,7 +288,8 @@ class Results:
             for name, told in row.result.get("metrics", {}).items():
                 if "convention" in told:
                     found.setdefault(name, (told["convention"], bool(told["higher_is_closer"])))
-        return found
+        wanted = dict.fromkeys((*self.experiment.metrics, *self.experiment.protection))
+        return {name: found[name] for name in (*wanted, *sorted(set(found) - set(wanted))) if name in found}
 
 
 def _budgets(rows: Sequence[StepRow]) -> str:

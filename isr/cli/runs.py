@@ -54,6 +54,10 @@ def _report(options: argparse.Namespace) -> int:
     columns = tuple(c.strip() for c in options.by.split(",") if c.strip())
     _check(options, columns)
     report = Report.load(options.run_folder)
+    if (options.run_folder / "experiment.json").is_file():
+        from ..bench.results import load_report
+
+        report = load_report(options.run_folder)
     if options.latex:
         print(report.to_latex(columns[0]))
     elif options.methods:

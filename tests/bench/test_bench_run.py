@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 from bench_help import plan_of, run, toy, use_plugins
 
+from isr.bench.card import make_card
 from isr.bench.checking import check_run, content_hash
 from isr.bench.driver import begin, make_pictures
 from isr.bench.engine import InlineEngine, StepError
+from isr.bench.figures import choose, grid
 from isr.bench.files import ExperimentFiles
 from isr.bench.judging import experiment_judges, judge_open, judge_run
 from isr.bench.local_engine import LocalEngine
 from isr.bench.results import Results
+from isr.bench.tables import write_tables
 from isr.cli import main
 from isr.errors import IntegrityError, UsageError
 from isr.report import Report
@@ -44,6 +47,44 @@ def test_one_and_two_workers_and_none_give_the_same_bytes(tmp_path: Path) -> Non
     assert tables[0] == tables[1] == tables[2]
     rows = ExperimentFiles.at(tmp_path / "two").steps().values()
     assert {r.worker for r in rows} <= {"local-0", "local-1"}
+
+
+def test_everything_read_back_is_in_the_order_of_the_plan_whatever_finished_first(tmp_path: Path) -> None:
+    """Rows in the order in which another machine, or another number of workers, might have finished them."""
+    experiment = toy(
+        editors=[{"name": "toy"}, {"name": "toy", "label": "other", "options": {"weights": "w1"}}],
+        attacks=[{"name": "toy-shift", "label": "b"}, {"name": "toy-shift", "label": "a", "options": {"levels": 9}}],
+        pairs=[{"source": s, "target": t} for s, t in (("toy", "toy"), ("other", "toy"), ("toy", "other"))],
+        purifiers=["jpeg:50"], metrics=["ssim", "psnr"], protection=["psnr"],
+    )  # fmt: skip
+    run(experiment, tmp_path / "run")
+    other = tmp_path / "other" / "run"
+    shutil.copytree(tmp_path / "run", other)
+    for name in ("steps.jsonl", "cases.jsonl", "judgements.jsonl"):
+        lines = (other / name).read_bytes().splitlines(keepends=True)
+        (other / name).write_bytes(b"".join(lines[::-1]))
+
+    def everything(folder: Path) -> dict[str, Any]:
+        results = Results(folder, n_boot=200)
+        report = results.report
+        assert report is not None
+        card = make_card(results)
+        del card["made"]
+        texts = {p.name: p.read_bytes() for p in write_tables(results, folder / "tables")}
+        rows = [(c.method, c.editor, c.arm, c.image_id, c.prompt) for c in report.case_records]
+        return {
+            "card": json.dumps(card), **texts, "rows": rows, "frame": results.frame.to_csv(), "by": report.by("method").to_csv(),
+            "judgements": [(j.case_id, j.judge) for j in report.judgement_records], "grid": grid(results, choose(results)).tobytes(),
+            "html": report.to_html(),
+        }  # fmt: skip
+
+    first, second = everything(tmp_path / "run"), everything(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+    # And it is the plan's order: noise, then pair by pair and attack by attack, pictures as the plan lists them.
+    plan = plan_of(experiment)
+    edits = [(c.method, c.target, c.arm, c.image_id, c.prompt) for c in plan.cases]
+    assert [r for r in first["rows"] if r[2] != "control"] == edits
 
 
 def test_a_finished_run_does_nothing_and_a_grown_one_only_what_is_new(tmp_path: Path) -> None:
