@@ -23,7 +23,7 @@ from .engine.run import judge_cases
 from .engine.runner import NEVER_STORED, AskSettings, JudgeRunner
 from .errors import IsrError, Problem, ProblemsError, UsageError
 from .images import CODEC, FileMemo
-from .lock import judge_lock
+from .lock import judge_lock, shard_note
 from .money import Budget, Price, Prices, costs_nothing, judge_model
 from .probing import find_card
 from .protocols import Ask, Consensus, Judge, Question, Reply
@@ -59,6 +59,7 @@ class Plan:
     max_cost: float | None = None
     prepared: Prepared | None = None
     cases: tuple[JudgeableCase, ...] = ()
+    shard: str | None = None
 
 
 def plan(
@@ -102,10 +103,13 @@ def plan(
         max_side=max_side,
     )
     cases = tuple(JudgeableCase(case) for case in prepared.cases)
+    told = None
     if shard is not None:
         cases = tuple(c for c in cases if in_shard(c.record, shard))
+        i, n = (int(part) for part in (shard.split("/") if isinstance(shard, str) else shard))
+        told = None if n == 1 else f"{i}/{n}"
     _check_request_sizes(cases, made.judges)
-    return replace(made, prepared=prepared, cases=cases)
+    return replace(made, prepared=prepared, cases=cases, shard=told)
 
 
 def plan_judging(
@@ -380,8 +384,12 @@ def lock_of(made: Plan, runners: Sequence[JudgeRunner], *, with_originals: bool 
             "codec": made.settings.codec,
             "max_side": made.max_side,
             "on_bad_image": made.on_bad_image,
+            **({} if made.shard is None else {"shard": made.shard}),
         },
-        notes=made.prepared.notes if made.prepared else (),
+        notes=[
+            *(made.prepared.notes if made.prepared else ()),
+            *([] if made.shard is None else [shard_note(made.shard)]),
+        ],
     )
 
 

@@ -15,7 +15,7 @@ from .rubric import Rubric
 from .schema import Judgement, NotAsked
 from .store import LAYOUT
 
-__all__ = ["judge_lock", "lock_differences", "package_versions", "with_served"]
+__all__ = ["judge_lock", "lock_differences", "package_versions", "shard_note", "with_served", "with_shards"]
 
 _RECORDED = ("numpy", "pillow", "pandas", "scipy", "pydantic", "google-genai", "openai", "httpx2", "diskcache", "torch", "diffusers", "transformers")  # fmt: skip
 
@@ -49,7 +49,7 @@ def judge_lock(
 
     Args:
         judges: per judge: name, fingerprint, identity, served (model → replies), limits.
-        settings: votes, ask_overall, lazy, codec, max_side, on_bad_image.
+        settings: votes, ask_overall, lazy, codec, max_side, on_bad_image, shard (where some were left out).
         notes: what a reader should know of the data (e.g. cases count as independent).
     """
     return {
@@ -64,6 +64,14 @@ def judge_lock(
         "judges": [dict(j) for j in judges],
         "notes": list(notes),
     }
+
+
+_SHARD_NOTE = "Only shard "
+
+
+def shard_note(shard: str) -> str:
+    """The note of a run that holds only these shards ("1/3", "1,2/3") of its cases."""
+    return f"{_SHARD_NOTE}{shard} of the images: the ISR of all needs every shard (isr merge)."
 
 
 def lock_differences(
@@ -113,3 +121,18 @@ def with_served(lock: Mapping[str, Any], judgements: Iterable[Judgement]) -> dic
         )
     judges = [{**j, "served": dict(sorted(counts.get(str(j["name"]), {}).items()))} for j in lock["judges"]]
     return {**lock, "judges": judges, "settings": {**lock["settings"], "lazy": lazy}}
+
+
+def with_shards(lock: Mapping[str, Any], held: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The lock of a run that holds what the runs of these locks hold: `settings.shard` ("1,2/3"; absent: everything, or
+    nobody knows), and a note where shards are missing."""
+    given = [str(other.get("settings", {}).get("shard") or "") for other in held]
+    totals = {text.partition("/")[2] for text in given}
+    settings = {key: value for key, value in lock["settings"].items() if key != "shard"}
+    notes = [note for note in lock.get("notes", ()) if not str(note).startswith(_SHARD_NOTE)]
+    if len(totals) == 1 and (total := totals.pop()).isdecimal():
+        there = sorted({i for text in given for i in text.partition("/")[0].split(",")}, key=lambda i: (len(i), i))
+        if len(there) < int(total):
+            settings["shard"] = f"{','.join(there)}/{total}"
+            notes.append(shard_note(settings["shard"]))
+    return {**lock, "settings": settings, "notes": notes}

@@ -25,15 +25,15 @@ from .cases import EditCase
 from .engine.cache import default_cache_dir
 from .errors import IntegrityError, UsageError
 from .images import as_image
-from .report import Report
+from .report import PROBE_PASS, Report, received
 from .schema import CaseRecord, Judgement, NoVerdict, Verdict
 from .stats.intervals import proportion_interval
 from .store import write_atomic
 
 __all__ = ["PASS_ACCURACY", "ProbeItem", "ScoreCard", "battery", "card_key", "find_card", "probe"]
 
-#: Accuracy on `defeated` below which a report warns of the judge.
-PASS_ACCURACY = 0.8
+#: Accuracy on `defeated` below which a report warns of the judge; and the share of items that must be answered for a pass.
+PASS_ACCURACY = PROBE_PASS
 Picture = PIL.Image.Image
 
 
@@ -80,6 +80,12 @@ def _noise(image: Picture, seed: int) -> Picture:
     rng = np.random.default_rng(seed)
     pixels = np.asarray(image, dtype=float) + rng.normal(0, 90, (image.height, image.width, 3))
     return PIL.Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _colourful(image: Picture) -> bool:
+    """Whether making it grey would be seen: the channels differ by more than 8 levels in more than 2 % of the pixels."""
+    pixels = np.asarray(image, dtype=np.int16)
+    return bool((pixels.max(axis=2) - pixels.min(axis=2) > 8).mean() > 0.02)
 
 
 def _lettered(image: Picture, text: str) -> Picture:
@@ -136,7 +142,9 @@ def battery(originals: Sequence[Any]) -> list[ProbeItem]:
         grey = original.convert("L").convert("RGB")
         for kind, prompt, make in _WORKING:
             items.append(ProbeItem(case(make(original), prompt, kind), kind, False, False))
-        for n, prompt in enumerate(_CHANGES[:2]):
+        # A picture without colour is a black and white photo already: unedited, that prompt would be fulfilled.
+        undone = _CHANGES[:2] if _colourful(original) else _CHANGES[::2]
+        for n, prompt in enumerate(undone):
             items.append(
                 ProbeItem(case(original, prompt, f"unedited {n}"), "unedited", True, None if n == 0 else False)
             )
@@ -181,6 +189,7 @@ class ScoreCard:
             items whose right answer is known; `working` and `failing` split `defeated` by what was right; `integrity` is the
             share of integrity items whose verdict equals that of their plain twin; `consistency` the share of repeated cases whose
             votes are all alike; `answered` the share of items with a verdict. Items without a verdict count in `answered` only.
+        unasked: judgements that never came (spend cap, exhausted retries). Such a card is not stored: ask again.
     """
 
     judge: str
@@ -189,26 +198,33 @@ class ScoreCard:
     n_originals: int
     rows: tuple[Mapping[str, Any], ...]
     wrong: tuple[Mapping[str, Any], ...]
+    unasked: int = 0
 
     def value(self, measure: str) -> float | None:
         return next((r["value"] for r in self.rows if r["measure"] == measure), None)
 
     @property
     def passed(self) -> bool:
-        """Accuracy on `defeated` is at least PASS_ACCURACY."""
-        accuracy = self.value("defeated")
-        return accuracy is not None and accuracy >= PASS_ACCURACY
+        """Every judgement came, and the accuracy on `defeated` and the share answered are at least PASS_ACCURACY."""
+        shares = (self.value("defeated"), self.value("answered"))
+        return self.unasked == 0 and all(share is not None and share >= PASS_ACCURACY for share in shares)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "judge": self.judge, "key": self.key, "made": self.made, "n_originals": self.n_originals,
-            "rows": [dict(r) for r in self.rows], "wrong": [dict(r) for r in self.wrong], "passed": self.passed,
+            "rows": [dict(r) for r in self.rows], "wrong": [dict(r) for r in self.wrong],
+            "unasked": self.unasked, "passed": self.passed,
         }  # fmt: skip
 
     def __str__(self) -> str:
         lines = [
-            f"{self.judge}: {'passed' if self.passed else 'NOT passed'} (accuracy on 'defeated' at least {PASS_ACCURACY:.0%})"
+            f"{self.judge}: {'passed' if self.passed else 'NOT passed'} (accuracy on 'defeated', and answered, at least {PASS_ACCURACY:.0%})"
         ]
+        if self.unasked:
+            lines.append(
+                f"  {self.unasked} judgements never came, so this card is not stored. Run it again (with a higher max_cost, "
+                "where that was the reason): answers that came are not asked twice."
+            )
         for r in self.rows:
             told = (
                 "n/a"
@@ -228,7 +244,7 @@ def probe(
     Args:
         judge: one judge or several, as for `evaluate`. originals: your own pictures; ten or more make useful intervals.
         repeats: how often one case per original is asked for consistency (odd; each time a call of its own).
-        store: keep the cards in the cache folder, where `evaluate` finds them and puts them into the judge lock.
+        store: keep the cards in the user's cache folder, where `evaluate` finds them and puts them into the judge lock.
         arguments: further arguments of `evaluate` (cache, rubric, progress, …).
     """
     from .evaluation import evaluate
@@ -239,7 +255,7 @@ def probe(
     cards = [_score(report, again, name, items, len(originals)) for name in report.judges]
     if store:
         _folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-        for card in cards:
+        for card in (c for c in cards if not c.unasked):
             write_atomic(_folder() / f"{card.key}.json", json.dumps(card.as_dict(), indent=1).encode())
     return cards
 
@@ -337,8 +353,10 @@ def _score(report: Report, again: Report, name: str, items: Sequence[ProbeItem],
         for _, item, v in scored
         if v.defeated != item.defeated
     ]
+    unasked = sum(not received(j) for r in (report, again) for j in r.judgement_records if j.judge == name)
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return ScoreCard(name, card_key(identity, report.lock["rubric_hash"]), made, n_originals, tuple(rows), tuple(wrong))
+    key = card_key(identity, report.lock["rubric_hash"])
+    return ScoreCard(name, key, made, n_originals, tuple(rows), tuple(wrong), unasked)
 
 
 def _pairs(report: Report, judge: str) -> list[tuple[CaseRecord, Judgement]]:

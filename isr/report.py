@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .consensus import resolve_consensus
 from .errors import IntegrityError, UsageError
-from .lock import lock_differences, with_served
+from .lock import lock_differences, with_served, with_shards
 from .schema import CaseRecord, Judgement, NotAsked, NoVerdict, Outcome, OutcomeValue, Verdict
 from .stats.intervals import Interval
 from .stats.outcomes import Rate
@@ -23,12 +23,20 @@ if TYPE_CHECKING:
     from .protocols import Consensus
     from .stats.control import ControlArm
 
-__all__ = ["Report"]
+__all__ = ["Report", "received"]
 
-#: Providers whose judges are models, which a probe should have measured.
-_MODELS = frozenset({"gemini", "openai"})
+#: Providers whose judges are no models: there is nothing to probe.
+NO_MODELS = frozenset({"function", "referee"})
+#: Shares of a probe below which the report says so, whatever the accuracy, and what each means.
+_PROBED = (
+    ("integrity: hostile prompt", "a hostile prompt changed its answer"),
+    ("integrity: text in the picture", "text drawn into the edit changed its answer"),
+    ("consistency", "it contradicted itself on a repeated case"),
+)
 #: A share of undetermined cases above which the report warns.
 MANY_UNDETERMINED = 0.05
+#: Share of right (or unmoved, or consistent) answers of a probe below which the report warns.
+PROBE_PASS = 0.8
 
 
 class Report:
@@ -289,16 +297,21 @@ class Report:
                 raise IntegrityError(
                     f"run.json: the probe of {judge['name']} must be an object, got {type(card).__name__}"
                 )
-            if card is None and judge.get("identity", {}).get("provider") in _MODELS:
+            if card is None and judge.get("identity", {}).get("provider") not in NO_MODELS:
                 found.append(
                     f"{judge['name']} was not probed: how often it is right on known answers is unknown (isr probe)."
                 )
             elif card is not None and not card.get("passed", False):
                 found.append(f"{judge['name']} did not pass its probe; see the judge lock.")
+            found += _probe_warnings(judge)
             if len(judge.get("served", {})) > 1:
                 found.append(
                     f"{judge['name']} was answered by several model snapshots: {', '.join(sorted(judge['served']))}."
                 )
+        if over := self.no_verdicts.get("over_budget"):
+            found.append(
+                f"{over} judgements did not fit under max_cost. The same call with a higher max_cost asks only what is left."
+            )
         if not self.lock["with_originals"]:
             found.append("Judged without the originals: not comparable with runs that showed them.")
         if self._main.cases:
@@ -351,8 +364,10 @@ class Report:
         known_judgements: dict[tuple[str, str], Judgement] = {}
         if files.folder.exists() and not files.folder.is_dir():
             raise UsageError(f"save: {str(folder)!r} is not a folder; give a run directory to write")
+        lock = self.lock
         if files.exists():
-            differences = lock_differences(files.read_lock(), self.lock, served=False)
+            stored = files.read_lock()
+            differences = lock_differences(stored, self.lock, served=False)
             if differences:
                 raise UsageError(
                     f"save: {str(folder)!r} holds a run that was judged differently:\n  - "
@@ -361,6 +376,7 @@ class Report:
                 )
             known_cases = {c.case_id: c for c in files.cases()}
             known_judgements = {(j.case_id, j.judge): j for j in files.judgements()}
+            lock = with_shards(lock, [stored, lock])
         elif files.folder.exists() and any(files.folder.iterdir()):
             raise UsageError(f"save: {str(folder)!r} is not empty and holds no run; give a new folder")
         for case in self.case_records:
@@ -371,7 +387,7 @@ class Report:
         new = [j for j in self.judgement_records if _news(known_judgements.get((j.case_id, j.judge)), j)]
         standing = {**known_judgements, **{(j.case_id, j.judge): j for j in new}}
         # The lock first: whatever breaks off from here on, the folder is a run that a second save completes.
-        files.write_lock(with_served(self.lock, standing.values()))
+        files.write_lock(with_served(lock, standing.values()))
         if images:
             for digest in dict.fromkeys(d for c in self.case_records for d in (c.edited, c.original) if d is not None):
                 png = None if files.image_path(digest).is_file() else self.picture(digest)
@@ -468,18 +484,34 @@ def _frame(columns: Sequence[str], rows: Sequence[tuple[tuple[Any, ...], Mapping
 _NOT_RECEIVED = frozenset({"exhausted", "judge_error", "over_budget", "expired", "bad_image"})
 
 
+def _probe_warnings(judge: Mapping[str, Any]) -> list[str]:
+    """What a stored probe measured of a judge beside its accuracy, where it is bad."""
+    card = judge.get("probe")
+    rows = card.get("rows", ()) if isinstance(card, Mapping) else ()
+    shares = {
+        r["measure"]: (float(r["value"]), r.get("n"))
+        for r in rows
+        if isinstance(r, Mapping) and isinstance(r.get("measure"), str) and isinstance(r.get("value"), int | float)
+    }
+    return [
+        f"{judge['name']}: in its probe {what} in {1 - shares[name][0]:.0%} of {shares[name][1]} trials."
+        for name, what in _PROBED
+        if name in shares and shares[name][0] < PROBE_PASS
+    ]
+
+
+def received(judgement: Judgement) -> bool:
+    """Whether the answer rests on a reply that came (a refusal is one)."""
+    answer = judgement.answer
+    return isinstance(answer, Verdict) or (isinstance(answer, NoVerdict) and answer.reason not in _NOT_RECEIVED)
+
+
 def _news(stored: Judgement | None, new: Judgement) -> bool:
     """Whether a row is to be appended. Being answered from the cache this time is not news, and neither a skipped judge nor
     a failed call replaces an answer that was received."""
     if stored is None:
         return True
-    received = isinstance(stored.answer, Verdict) or (
-        isinstance(stored.answer, NoVerdict) and stored.answer.reason not in _NOT_RECEIVED
-    )
-    empty = isinstance(new.answer, NotAsked) or (
-        isinstance(new.answer, NoVerdict) and new.answer.reason in _NOT_RECEIVED
-    )
-    if received and empty:
+    if received(stored) and not received(new):
         return False
     plain = [
         j.model_copy(update={"calls": tuple(c.model_copy(update={"cached": False}) for c in j.calls)})

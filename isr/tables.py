@@ -161,7 +161,7 @@ class Matrix:
             if missing:
                 raise UsageError(
                     f"case {case.case_id} has no judgement of {', '.join(missing)}; the run is incomplete. Run it again "
-                    "with the same arguments: stored answers are not asked twice."
+                    "with the same arguments (a batch: isr batch collect): stored answers are not asked twice."
                 )
             self.answers.append(tuple(given[case.case_id, name] for name in self.judges))
 

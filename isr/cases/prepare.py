@@ -127,7 +127,8 @@ def iter_prepared(
                 raise ProblemsError(problems)
             first = first or item
             waiting.append((item, pool.submit(look, item)))
-            if len(waiting) >= 4 * workers:
+            # A slow source (an editor that makes the edits) is not waited for with cases that are ready.
+            while waiting and (len(waiting) >= 4 * workers or waiting[0][1].done()):
                 yield from settle()
         while waiting:
             yield from settle()

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .evaluate import judging_arguments, judging_options
+from .evaluate import judging_arguments, judging_options, writable_run
 
 if TYPE_CHECKING:
     from . import Subparsers
@@ -58,6 +58,7 @@ def _submit(options: argparse.Namespace) -> int:
     from ..batching import submit
     from ..store import RunFiles
 
+    writable_run("--out", options.out)
     given = judging_arguments(options)
     if RunFiles.at(options.manifest).exists():
         # Everything else is fixed by the run.

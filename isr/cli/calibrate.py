@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .evaluate import naming, writable_file
+
 if TYPE_CHECKING:
     from . import Subparsers
 
@@ -38,19 +40,24 @@ def _calibrate(options: argparse.Namespace) -> int:
         raise UsageError(
             f"RATINGS RUN: expected at least one CSV of ratings and one run directory, got {len(tables)} and {len(runs)}"
         )
+    writable_file("--next", options.next)
+    if options.csv and options.csv.exists() and not options.csv.is_dir():
+        raise UsageError(f"--csv: {str(options.csv)!r} is a file; the tables go into a folder")
     found = calibrate(tables, runs[0], level=options.level)
     print(found)
     if options.next:
-        csv_safe(found.next_items).to_csv(options.next, index=False)
+        with naming("--next", options.next):
+            csv_safe(found.next_items).to_csv(options.next, index=False)
         print(f"\ncases worth a look: {options.next}")
     if options.csv:
-        options.csv.mkdir(parents=True, exist_ok=True)
         parts = {
             "confusion": found.confusion, "corrected": found.corrected, "rogan_gladen": found.rogan_gladen,
             "errors": found.errors, "raters": found.raters, "next_items": found.next_items,
         }  # fmt: skip
-        for name, table in parts.items():
-            if table is not None:
-                csv_safe(table).to_csv(options.csv / f"{name}.csv", index=False)
+        with naming("--csv", options.csv):
+            options.csv.mkdir(parents=True, exist_ok=True)
+            for name, table in parts.items():
+                if table is not None:
+                    csv_safe(table).to_csv(options.csv / f"{name}.csv", index=False)
         print(f"\ntables: {options.csv}")
     return 0

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .evaluate import naming, writable_run
+
 if TYPE_CHECKING:
     from . import Subparsers
 
@@ -24,12 +26,14 @@ def _demo(options: argparse.Namespace) -> int:
     from ..data.demo import demo_cases, judge_by_pixels, judge_by_sharpness
     from ..evaluation import evaluate
 
+    writable_run("--out", options.out)
     print("Twelve small edits are judged by two Python functions that measure pixels. They are stand-ins that show the")
     print("pipeline; a real evaluation asks multimodal models (docs/getting-started.md).\n")
     report = evaluate(demo_cases(), judges=[judge_by_pixels, judge_by_sharpness], cache=False)
     print(report.summary())
     print("\n" + report.by("method").to_string(index=False, float_format=lambda v: f"{v:.3f}"))
-    folder = report.save(options.out)
-    report.to_html(folder / "report.html")
+    with naming("--out", options.out):
+        folder = report.save(options.out)
+        report.to_html(folder / "report.html")
     print(f"\nrun directory: {folder}\nreport:        {folder / 'report.html'}")
     return 0

@@ -222,10 +222,6 @@ def _show(report: Report) -> None:
     costs = report.costs()
     if costs["cost"].notna().any():
         print("\n" + costs.to_string(index=False, float_format=lambda v: f"{v:.4f}"))
-    if report.no_verdicts.get("over_budget"):
-        print(
-            f"\n{report.no_verdicts['over_budget']} judgements did not fit under --max-cost; run again with a higher one to go on."
-        )
 
 
 def _estimate(options: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .evaluate import naming, writable_file
+
 if TYPE_CHECKING:
     from . import Subparsers
 
@@ -34,6 +36,7 @@ def register(commands: Subparsers) -> None:
 def _probe(options: argparse.Namespace) -> int:
     from ..probing import probe
 
+    writable_file("--json", options.json)
     pictures: list[Path] = []
     for path in options.originals:
         pictures += sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
@@ -44,5 +47,6 @@ def _probe(options: argparse.Namespace) -> int:
     for card in cards:
         print(card)
     if options.json:
-        options.json.write_text(json.dumps([c.as_dict() for c in cards], indent=1), "utf-8")
+        with naming("--json", options.json):
+            options.json.write_text(json.dumps([c.as_dict() for c in cards], indent=1), "utf-8")
     return 0 if all(card.passed for card in cards) else 1

@@ -74,8 +74,7 @@ class Sender:
     ) -> None:
         self._journal, self._runner, self._client, self._retry = journal, runner, client, retry
         self._cap = max_cost
-        price = runner.price
-        self._worst = None if price is None else WorstCase(price, *output_limit(runner.judge))
+        self._worst = None if runner.dearest is None else WorstCase(runner.dearest, *output_limit(runner.judge))
         self.sent = self.over_cap = 0
         self.spent = 0.0
 

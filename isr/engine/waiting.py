@@ -68,6 +68,8 @@ class WaitingRunner(JudgeRunner):
     ) -> None:
         super().__init__(judge, _never, rubric, settings, cache=cache, price=batch_price(price))
         self.price = batch_price(price)
+        #: What a spend cap reserves for a call: the live price where no batch factor is known (a batch costs no more).
+        self.dearest = self.price or price
         self.due: dict[str, Due] = {}
         self._failures = failures or {}
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..report import MANY_UNDETERMINED
+from ..report import MANY_UNDETERMINED, NO_MODELS
 from ..stats.control import MAX_RATE
 from .text import percent
 
@@ -35,8 +35,9 @@ def doubts(report: Report) -> list[str]:
 
 
 def probe_state(judge: Mapping[str, Any]) -> str:
-    """ "passed", "failed" (also where the card does not say), "missing", or "" for a Python function, which is no model."""
+    """ "passed", "failed" (also where the card does not say), "missing", or "" for a Python function or a referee of MiniWorld,
+    which are no models."""
     card = judge.get("probe")
     if card is None:
-        return "" if judge.get("identity", {}).get("provider") == "function" else "missing"
+        return "" if judge.get("identity", {}).get("provider") in NO_MODELS else "missing"
     return "passed" if isinstance(card, Mapping) and card.get("passed") is True else "failed"
