@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from ..errors import Problem, ProblemsError
 from .errors import ImageError
@@ -17,7 +18,8 @@ __all__ = ["check_images", "find_problems"]
 def find_problems(
     images: Sequence[ImageRef], *, memo: FileMemo | None = None, threads: int | None = None
 ) -> list[str | None]:
-    """Check every picture; per picture what is wrong with it, or None. Decoding runs in threads (it frees the GIL)."""
+    """Check every picture; per picture what is wrong with it, or None. Reading and decoding run in threads (they free the
+    GIL)."""
 
     def look(image: ImageRef) -> str | None:
         try:
@@ -28,9 +30,32 @@ def find_problems(
 
     workers = threads or min(8, os.cpu_count() or 1)
     if workers == 1 or len(images) < 2:
-        return [look(image) for image in images]
+        return _in_blocks(images, look, memo, map)
     with ThreadPoolExecutor(workers, thread_name_prefix="isr-images") as pool:
-        return list(pool.map(look, images))
+        return _in_blocks(images, look, memo, pool.map)
+
+
+#: Pictures whose facts are asked of the memo at once; few enough for the second reading of a new file to find it in memory.
+_BLOCK = 128
+
+
+def _in_blocks(
+    images: Sequence[ImageRef], look: Callable[[ImageRef], str | None], memo: FileMemo | None, each: Callable[..., Any]
+) -> list[str | None]:
+    found: list[str | None] = []
+    remembered = memo is not None
+    for start in range(0, len(images), _BLOCK):
+        block = images[start : start + _BLOCK]
+        if memo is not None and remembered:
+            looks = list(each(ImageRef.glance, block))
+            known = memo.recall(one for one in looks if one is not None)
+            for image, one in zip(block, looks, strict=True):
+                if one in known:
+                    image.recognise(one, *known[one])
+            # Where nothing was known the next block will be new too: it is read once then, not twice.
+            remembered = bool(known) or not any(looks)
+        found += each(look, block)
+    return found
 
 
 def check_images(images: Sequence[ImageRef], *, memo: FileMemo | None = None, threads: int | None = None) -> None:

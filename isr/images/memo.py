@@ -1,18 +1,22 @@
-"""Digests remembered by the hash of the file's bytes, so that a rerun hashes files and decodes none."""
+"""Digests remembered by the hash of the file's bytes, so that a rerun decodes no file.
+
+Hashing is most of what is left then, so a file's hash is itself remembered, by a `Look`: everything the file system says of
+the file, and a checksum over all of its bytes. Every byte is still read, each time.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import PIL
 
 from .arrays import CANONICAL_VERSION
 
-__all__ = ["Facts", "FileMemo", "file_hash"]
+__all__ = ["Facts", "FileMemo", "Look", "file_hash"]
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -37,6 +41,21 @@ class Facts:
     as_is: bool
 
 
+class Look(NamedTuple):
+    """What tells whether a file is still the one that was hashed: its place, size and times (ns), and the CRC-32 of its bytes.
+
+    A write changes `ctime_ns`, which nobody can set back, and where a file system keeps no such time, or two writes share one
+    tick of its clock, the checksum differs but for one change in 2^32 (that keeps size and times as well).
+    """
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    crc: int
+
+
 class FileMemo:
     """File hash → `Facts`, over any dict-like store of JSON values (a dict, or the disk cache).
 
@@ -58,8 +77,28 @@ class FileMemo:
         """Facts about the file with this hash, or None."""
         return _read(self.store.get(self._key(file)))
 
-    def put(self, file: str, facts: Facts) -> None:
-        self.store[self._key(file)] = _write(facts)
+    def put(self, file: str, facts: Facts, look: Look | None = None) -> None:
+        """Remember the facts, by the file's hash and by how it looked."""
+        new = {self._key(file): _write(facts)}
+        if look is not None and look.inode:
+            new[self._look_key(look)] = {"file": file, **_write(facts)}
+        self.store.update(new)
+
+    def recall(self, looks: Iterable[Look]) -> dict[Look, tuple[str, Facts]]:
+        """File hash and facts of the files that looked like this when they were hashed; those unknown are left out."""
+        keys = {self._look_key(look): look for look in looks}
+        many = getattr(self.store, "get_many", None)
+        rows = {key: self.store.get(key) for key in keys} if many is None else many(list(keys))
+        found: dict[Look, tuple[str, Facts]] = {}
+        for key, look in keys.items():
+            row = rows.get(key)
+            facts = _read(row)
+            if facts is not None and isinstance(file := row.get("file"), str) and _HEX.fullmatch(file):
+                found[look] = file, facts
+        return found
+
+    def _look_key(self, look: Look) -> str:
+        return self._key("look:" + ":".join(map(str, look)))
 
     def get_shrunk(self, digest: str, max_side: int) -> Facts | None:
         """Facts about the shrunk version of the picture with this pixel digest, or None."""

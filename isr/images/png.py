@@ -39,8 +39,8 @@ class PngFacts:
     kept: tuple[tuple[int, int], ...]
 
 
-def inspect(data: bytes) -> PngFacts:
-    """Walk all chunks of a PNG file and verify lengths and checksums.
+def inspect(data: bytes, *, checksums: bool = True) -> PngFacts:
+    """Walk all chunks of a PNG file and verify lengths and (unless these very bytes were verified before) checksums.
 
     Raises:
         ImageError: truncated, a wrong checksum, no header, no pixel data, or an animation.
@@ -61,7 +61,7 @@ def inspect(data: bytes) -> PngFacts:
         if stop > end:
             raise ImageError(f"the PNG file is truncated in its {_printable(kind)} chunk; save or download it again")
         (stored,) = struct.unpack_from(">I", view, stop - 4)
-        if zlib.crc32(view[position + 4 : stop - 4]) != stored:
+        if checksums and zlib.crc32(view[position + 4 : stop - 4]) != stored:
             raise ImageError(f"the PNG file is damaged: wrong checksum in its {_printable(kind)} chunk")
         body = view[position + 8 : stop - 4]
         if header is None:
@@ -99,6 +99,8 @@ def inspect(data: bytes) -> PngFacts:
 
 def pixels_only(data: bytes, facts: PngFacts) -> bytes:
     """The same PNG with header, pixel data and end only; the compressed pixels are not touched."""
+    if len(data) == len(SIGNATURE) + sum(stop - start for start, stop in facts.kept):
+        return data  # there is nothing else in it
     return SIGNATURE + b"".join(data[start:stop] for start, stop in facts.kept)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import threading
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,7 @@ from . import png
 from .arrays import MAX_BYTES, Pixels, from_array, is_tensor, pixel_digest
 from .canonical import from_file_bytes, from_pil
 from .errors import ImageError
-from .memo import Facts, FileMemo, file_hash
+from .memo import Facts, FileMemo, Look, file_hash
 
 __all__ = ["CODEC", "BadImage", "ImageRef", "as_image"]
 
@@ -44,7 +46,7 @@ class ImageRef:
         problem: what a check found wrong with it, or None.
     """
 
-    __slots__ = ("_facts", "_file", "_kind", "_shrunk", "_source", "max_side", "name", "problem")
+    __slots__ = ("_facts", "_file", "_kind", "_seen", "_shrunk", "_source", "max_side", "name", "problem")
 
     codec = CODEC
 
@@ -55,6 +57,7 @@ class ImageRef:
         self.max_side = max_side
         self._facts: Facts | None = None
         self._file: str | None = None
+        self._seen: Look | None = None
         self._shrunk: ImageRef | None = None
         self.problem: str | None = None
 
@@ -97,16 +100,17 @@ class ImageRef:
 
     def _look(self, memo: FileMemo | None) -> Facts:
         if self._kind in ("path", "bytes"):
-            data = self._bytes()
+            data, self._seen = self._bytes()
             self._file = file_hash(data)
             known = memo.get(self._file) if memo is not None else None
-            if known is not None:
+            if known is None:
+                pixels, as_is = from_file_bytes(data)
+                known = _facts(pixels, as_is=as_is)
+            elif self._seen is None:
                 return known
-            pixels, as_is = from_file_bytes(data)
-            facts = _facts(pixels, as_is=as_is)
             if memo is not None:
-                memo.put(self._file, facts)
-            return facts
+                memo.put(self._file, known, self._seen)
+            return known
         if self._kind == "shrunk":
             source: ImageRef = self._source
             side = self.max_side or 0
@@ -118,6 +122,20 @@ class ImageRef:
                 memo.put_shrunk(source.digest, side, facts)
             return facts
         return _facts(self._decode()[0])
+
+    def glance(self) -> Look | None:
+        """How the file of an unchecked path looks now; None for everything else, and where it cannot be read (the check will
+        say why)."""
+        if self._kind != "path" or self._facts is not None or self.problem is not None:
+            return None
+        try:
+            return _read_file(self._source)[1]
+        except ImageError:
+            return None
+
+    def recognise(self, look: Look, file: str, facts: Facts) -> None:
+        """Take the facts of the file that looked like this; instead of a check."""
+        self._seen, self._file, self._facts = look, file, facts
 
     # ------------------------------------------------------------------------------------------------------ pixels
 
@@ -141,9 +159,9 @@ class ImageRef:
     def png(self) -> bytes:
         """Lossless PNG of the canonical pixels; of a PNG file that is canonical already, its own pixel data untouched."""
         if self.check().as_is:
-            data = self._read_again()
-            if file_hash(data) == self._file:
-                facts = png.inspect(data)
+            data, look = self._read_again()
+            if self._same(data, look):
+                facts = png.inspect(data, checksums=False)  # the bytes are those of the check
                 if facts.as_is:
                     return png.pixels_only(data, facts)
         return png.encode(self.array())
@@ -165,8 +183,8 @@ class ImageRef:
     def _decode(self) -> tuple[Pixels, bool]:
         """Pixels, and whether they are known to be those of the check without hashing them again."""
         if self._kind in ("path", "bytes"):
-            data = self._bytes() if self._facts is None else self._read_again()
-            return from_file_bytes(data)[0], file_hash(data) == self._file
+            data, look = self._bytes() if self._facts is None else self._read_again()
+            return from_file_bytes(data)[0], self._same(data, look)
         if self._kind == "pil":
             with _pil_lock:
                 return from_pil(self._source), False
@@ -177,15 +195,19 @@ class ImageRef:
         width, height = (max(1, round(side * scale)) for side in image.size)
         return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)), False
 
-    def _read_again(self) -> bytes:
+    def _same(self, data: bytes, look: Look | None) -> bool:
+        """Whether these bytes are those of the check: the very object, a file that looks the same, or one of the same hash."""
+        return self._kind == "bytes" or (look is not None and look == self._seen) or file_hash(data) == self._file
+
+    def _read_again(self) -> tuple[bytes, Look | None]:
         try:
             return self._bytes()
         except ImageError as error:
             raise self._changed(error.what) from error
 
-    def _bytes(self) -> bytes:
+    def _bytes(self) -> tuple[bytes, Look | None]:
         if self._kind == "bytes":
-            return bytes(self._source)
+            return bytes(self._source), None
         return _read_file(self._source)
 
     def _changed(self, how: str) -> IntegrityError:
@@ -263,16 +285,21 @@ def _facts(pixels: Pixels, *, as_is: bool = False) -> Facts:
     return Facts(pixel_digest(pixels), (pixels.shape[1], pixels.shape[0]), as_is)
 
 
-def _read_file(text: str) -> bytes:
-    path = Path(text).expanduser()
+def _read_file(text: str) -> tuple[bytes, Look]:
+    path = os.path.expanduser(text) if text.startswith("~") else text
     try:
-        if not path.exists():
-            raise ImageError("no such file")
-        if not path.is_file():
-            raise ImageError("a folder" if path.is_dir() else "not a regular file")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ImageError(f"the file has {size:,} bytes; the limit is {MAX_BYTES:,}")
-        return path.read_bytes()
+        mode = os.stat(path).st_mode  # before it is opened: opening a pipe would wait for its other end
+        if not stat.S_ISREG(mode):
+            raise ImageError("a folder" if stat.S_ISDIR(mode) else "not a regular file")
+        with open(path, "rb", buffering=0) as file:
+            # Before the bytes: a write from here on shows in the next look.
+            state = os.fstat(file.fileno())
+            if state.st_size > MAX_BYTES:
+                raise ImageError(f"the file has {state.st_size:,} bytes; the limit is {MAX_BYTES:,}")
+            data = file.read()
+    except (FileNotFoundError, NotADirectoryError, UnicodeEncodeError):
+        raise ImageError("no such file") from None
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
+    where = (state.st_dev, state.st_ino, len(data), state.st_mtime_ns, state.st_ctime_ns)
+    return data, Look(*where, zlib.crc32(data))

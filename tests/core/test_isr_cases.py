@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from isr import images
 from isr.cases import EditCase, Prepared, iter_prepared, prepare
 from isr.errors import ProblemsError, UsageError
 from isr.images import BadImage, FileMemo, ImageRef, as_image
@@ -382,13 +383,13 @@ def test_max_side_shrinks_what_judges_see_and_not_what_is_stored() -> None:
 
 def test_a_shared_original_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    plain = Path.read_bytes
+    plain = images.ref._read_file
 
-    def counted(self: Path) -> bytes:
-        read.append(self.name)
-        return plain(self)
+    def counted(path: str) -> Any:
+        read.append(Path(path).name)
+        return plain(path)
 
-    monkeypatch.setattr(Path, "read_bytes", counted)
+    monkeypatch.setattr(images.ref, "_read_file", counted)
     prepared = prepare([folder / f"{i}.png" for i in range(4)], list("wxyz"), originals=[folder / "9.png"] * 4)
     assert sorted(read) == ["0.png", "1.png", "2.png", "3.png", "9.png"]
     assert len({id(case.original) for case in prepared.cases}) == 1

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import struct
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -562,6 +563,60 @@ def test_the_memo_saves_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert np.array_equal(warm.array(), cold.array())
     assert decoded  # the pixels themselves are never in the memo
     assert all(isinstance(key, str) and isinstance(value, dict) for key, value in store.items())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_file_that_looks_the_same_is_not_hashed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path in paths:
+        Image.fromarray(picture()).save(path)
+    memo = FileMemo()
+    cold = [as_image(path) for path in paths]
+    check_images(cold, memo=memo, threads=threads)
+    sent = [ref.png() for ref in cold]
+    monkeypatch.setattr(images.ref, "file_hash", lambda data: pytest.fail("a file was hashed again"))
+    warm = [as_image(path) for path in paths]
+    check_images(warm, memo=memo, threads=threads)
+    assert [ref.check() for ref in warm] == [ref.check() for ref in cold]
+    assert [ref.png() for ref in warm] == sent
+
+
+@pytest.mark.parametrize("blind", ["checksum", "times"])
+def test_a_file_of_other_content_is_told_by_its_times_or_by_its_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blind: str
+) -> None:
+    """Same path, inode and size, mtime set back; and one of the two signs that are left is taken away."""
+    path, first, second = tmp_path / "a.bmp", picture(), picture()
+    Image.fromarray(first).save(path)
+    before = path.stat()
+    memo = FileMemo()
+    if blind == "checksum":
+        monkeypatch.setattr(images.ref.zlib, "crc32", lambda data: 7)
+    else:
+        fstat = os.fstat
+
+        def timeless(handle: int) -> os.stat_result:
+            values = list(fstat(handle))
+            return os.stat_result(values, {"st_mtime_ns": 1, "st_ctime_ns": 1})
+
+        monkeypatch.setattr(images.ref.os, "fstat", timeless)
+    held = as_image(path)
+    check_images([held], memo=memo)
+    time.sleep(0.05)  # a file system's clock ticks every few milliseconds
+    other = io.BytesIO()
+    Image.fromarray(second).save(other, "BMP")
+    with path.open("r+b") as file:
+        file.write(other.getvalue())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+    again = as_image(path)
+    check_images([again], memo=memo)
+    assert again.digest == as_image(second).digest != held.digest
+    with pytest.raises(IntegrityError, match="its pixels are others now"):
+        held.png()
 
 
 @pytest.mark.parametrize(
