@@ -1,7 +1,7 @@
-"""Make 400 edits of the validation split for labelling: 100 each unattacked, with random noise, after an encoder attack
-and after a SIFM-like attack; shuffled, method hidden, on numbered contact sheets.
+"""Make edits of the validation split for labelling, a quarter each unattacked, with random noise, after an encoder attack
+and after SIFM; shuffled, method hidden, on numbered contact sheets.
 
-    python tools/miniworld_label_sheets.py --editor FOLDER/mini-ip2p --out FOLDER
+    python tools/miniworld_label_sheets.py --editor mini-ip2p --per-method 100 --out FOLDER
 
 Writes `sheets/sheet_01.png` … (original | edit, enlarged four times, the prompt under them), `form.csv` to fill in,
 `questions.md` with the wording of both questions, and apart from these `hidden/key.csv` and `hidden/pictures.npz`,
@@ -12,25 +12,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
-import time
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
+from isr.editors import load_editor
 from PIL import Image, ImageDraw, ImageFont
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from miniworld_training.disturbances import METHODS, perturb
-from miniworld_training.editor import GUIDANCE, IMAGE_GUIDANCE, STEPS, load_editor
-
-from isr.data.miniworld import miniworld
+from isr.data.miniworld import Style, miniworld
 from isr.images.arrays import pixel_digest
+from isr.immunization import immunize
 
+METHODS = {"none": None, "noise": "noise", "encoder": "photoguard-encoder", "sifm": "sifm"}
 #: Weak, paper, twice the paper's, and strong budgets, so that attacked edits range from fine to ruined.
 BUDGETS = (0.03, 0.03, 0.06, 16 / 255)
 PER_SHEET, ZOOM = 10, 4
@@ -55,56 +48,37 @@ sheet), one row for each item, nothing left empty.
 """
 
 
-def _pixels(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image, np.float32) / 255).permute(2, 0, 1)
-
-
-def _image(x: torch.Tensor) -> Image.Image:
-    return Image.fromarray((x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
-
-
-def make_edits(
-    pipe: Any, *, per_method: int, attack_steps: int, seed: int, jobs: int = 1, batch: int = 10
-) -> list[dict[str, Any]]:
-    """One edit per picture and method (same picture, prompt and noise under every method). Prompt kinds alternate."""
-    todo = [
-        (method, at, min(at + batch, per_method)) for at in range(0, per_method, batch) for method in reversed(METHODS)
-    ]
-    work = partial(_batch, pipe, per_method, attack_steps, seed)
-    if jobs == 1:
-        blocks = list(map(work, todo))
-    else:
-        with get_context("fork").Pool(jobs) as pool:  # the loaded pipeline is shared, not loaded again
-            blocks = pool.map(work, todo, chunksize=1)
-    return [row for block in blocks for row in block]
-
-
-def _batch(pipe: Any, per_method: int, attack_steps: int, seed: int, job: tuple[str, int, int]) -> list[dict[str, Any]]:
-    method, start, stop = job
-    world, part, began = miniworld(per_method, "validation", seed=seed), range(start, stop), time.monotonic()
-    kinds = {i: 0 if i % 2 == 0 else 1 + (i // 2) % 5 for i in part}  # half original prompts, half unseen
-    x = torch.stack([_pixels(world[i].image) for i in part])
-    eps = torch.tensor([BUDGETS[(i // 4) % len(BUDGETS)] for i in part])
-    y = perturb(pipe, x, [world[i].prompt for i in part], method, eps=eps, steps=attack_steps, seed=seed + start)
-    prompts = [world[i].prompts[kinds[i]] for i in part]
-    generators = [torch.Generator().manual_seed(seed * 100_003 + i) for i in part]
-    with torch.no_grad():
-        edits = pipe(
-            prompts, image=y, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
-            image_guidance_scale=IMAGE_GUIDANCE, generator=generators, output_type="pt",
-        ).images.float()  # fmt: skip
+def make_edits(editor: Any, *, per_method: int, attack_steps: int, seed: int, style: Style) -> list[dict[str, Any]]:
+    """One edit per picture and method (same picture, prompt and seed under every method). Prompt kinds alternate."""
+    world = miniworld(per_method, "validation", seed=seed, style=style)
+    kinds = [0 if i % 2 == 0 else 1 + (i // 2) % 5 for i in range(per_method)]  # half original prompts, half unseen
+    budgets = [BUDGETS[(i // 4) % len(BUDGETS)] for i in range(per_method)]
+    prompts = [world[i].prompts[k] for i, k in enumerate(kinds)]
     rows = []
-    for k, i in enumerate(part):
-        edit = world[i].edits[kinds[i]]
-        rows.append(
-            {
-                "method": method, "eps": 0.0 if method == "none" else round(float(eps[k]), 5),
-                "image_id": world[i].image_id, "category": world[i].category, "family": edit.family,
-                "prompt_kind": "original" if kinds[i] == 0 else "unseen", "prompt": prompts[k],
-                "original": world[i].image, "edited": _image(edits[k]),
-            }
-        )  # fmt: skip
-    print(f"{method} {start}–{stop - 1}: {time.monotonic() - began:.0f} s", flush=True)
+    for method, attack in METHODS.items():
+        pictures = list(world.images)
+        for eps in sorted(set(budgets)) if attack else ():
+            own = [i for i, e in enumerate(budgets) if e == eps]
+            given = {"eps": eps} if attack == "noise" else {
+                "eps": eps, "alpha": eps / 10, "iterations": attack_steps, "batch_size": 50, "rows": 150
+            }  # fmt: skip
+            protected = immunize(
+                [world[i].image for i in own], [world[i].prompt for i in own], attack=cast(str, attack), editor=editor,
+                seeds=[seed * 100_003 + i for i in own], **given,
+            )  # fmt: skip
+            for i, picture in zip(own, protected, strict=True):
+                pictures[i] = picture
+        edits = editor.edit(pictures, prompts, seeds=[seed * 100_003 + i for i in range(per_method)])
+        for i, item in enumerate(world):
+            rows.append(
+                {
+                    "method": method, "eps": round(budgets[i], 5) if attack else 0.0, "image_id": item.image_id,
+                    "category": item.category, "family": item.edits[kinds[i]].family,
+                    "prompt_kind": "original" if kinds[i] == 0 else "unseen", "prompt": prompts[i],
+                    "editor": editor.name, "original": item.image, "edited": edits[i],
+                }
+            )  # fmt: skip
+        print(f"{editor.name}, {method}: {per_method} edits", flush=True)
     return rows
 
 
@@ -139,7 +113,7 @@ def write(rows: list[dict[str, Any]], out: Path, seed: int) -> None:
         )
     hidden = out / "hidden"
     hidden.mkdir(exist_ok=True)
-    columns = ["item", "method", "eps", "image_id", "category", "family", "prompt_kind", "prompt"]
+    columns = ["item", "editor", "method", "eps", "image_id", "category", "family", "prompt_kind", "prompt"]
     with (hidden / "key.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([*columns, "original_digest", "edited_digest"])
@@ -157,18 +131,25 @@ def write(rows: list[dict[str, Any]], out: Path, seed: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--editor", type=Path, required=True, help="folder of the trained pipeline")
+    parser.add_argument(
+        "--editor", nargs="+", default=["mini-ip2p"], help="NAME, or NAME=FOLDER for weights from elsewhere"
+    )
     parser.add_argument("--out", type=Path, required=True, help="working folder outside the repository")
-    parser.add_argument("--per-method", type=int, default=100)
-    parser.add_argument("--attack-steps", type=int, default=30)
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--per-method", type=int, nargs="+", default=[100], help="one number, or one per editor")
+    parser.add_argument("--style", default="plain")
+    parser.add_argument("--attack-steps", type=int, default=100)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    pipe = load_editor(options.editor)
-    rows = make_edits(
-        pipe, per_method=options.per_method, attack_steps=options.attack_steps, seed=options.seed, jobs=options.jobs
-    )
+    counts = options.per_method * len(options.editor) if len(options.per_method) == 1 else options.per_method
+    rows: list[dict[str, Any]] = []
+    for place, count in zip(options.editor, counts, strict=True):
+        name, _, folder = place.partition("=")
+        source = {"source": folder} if folder else {}
+        editor: Any = load_editor(name, device=options.device, batch_size=50, **source)
+        rows += make_edits(
+            editor, per_method=count, attack_steps=options.attack_steps, seed=options.seed, style=options.style
+        )
     write(rows, options.out, options.seed)
     return 0
 

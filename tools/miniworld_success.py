@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
+from isr.editors import load_editor
 from isr.judges.referee import RefereeJudge
-from miniworld_training.editor import GUIDANCE, IMAGE_GUIDANCE, STEPS, load_editor
+from PIL import Image
 
 from isr.data.miniworld import miniworld
 from isr.stats.intervals import clustered_wilson
@@ -41,6 +37,10 @@ def _share(hits: list[bool], clusters: list[str]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--editor", default="mini-ip2p")
+    parser.add_argument("--style", default="plain")
+    parser.add_argument("--captions", action="store_true", help="tell the editor the caption of the target (mini-sd3)")
+    parser.add_argument("--suffix", default="", help="of the result's file name")
     parser.add_argument("--split", default="test")
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--prompts", type=int, default=2, help="prompts per picture, the original one first")
@@ -48,17 +48,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grid", type=Path, default=None)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    pipe = load_editor(options.weights / "mini-ip2p")
-    world = miniworld(options.images, options.split)
+    editor: Any = load_editor(options.editor, source=str(options.weights / options.editor), device="cpu", batch_size=16)
+    world = miniworld(options.images, options.split, style=options.style)
     todo = [(item, k) for item in world for k in range(options.prompts)]
-    edits: list[Image.Image] = []
-    for at in range(0, len(todo), 12):
-        part = todo[at : at + 12]
-        edits += pipe(
-            [item.prompts[k] for item, k in part], image=[item.image for item, _ in part], num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE, image_guidance_scale=IMAGE_GUIDANCE, output_type="pil",
-            generator=[torch.Generator().manual_seed(1000 * (at + j)) for j in range(len(part))],
-        ).images  # fmt: skip
+    captions = options.captions
+    edits: list[Image.Image] = editor.edit(
+        [item.image for item, _ in todo],
+        [item.target_caption(k) if captions else item.prompts[k] for item, k in todo],
+        seeds=list(range(len(todo))),
+    )
     cases = [(edit, item.image, item.prompts[k]) for edit, (item, k) in zip(edits, todo, strict=True)]
     verdicts = {r: RefereeJudge(r, folder=options.weights / f"referee-{r}").judge(cases) for r in options.referees}
     clusters = [item.image_id for item, _ in todo]
@@ -77,9 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
         "split": options.split,
         "images": options.images,
         "edits": len(todo),
-        "steps": STEPS,
-        "guidance": GUIDANCE,
-        "image_guidance": IMAGE_GUIDANCE,
+        "style": options.style,
+        "told": "the caption of the target" if captions else "the instruction",
+        "settings": {
+            k: v for k, v in editor.settings().items() if k in {"steps", "guidance", "image_guidance", "strength"}
+        },
     }
     for r, given in verdicts.items():
         result[f"referee_{r}"] = {
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     result["ok_by_all_named_referees"] = row(
         [not any(given[i].defeated for given in verdicts.values()) for i in range(len(todo))]
     )
-    (options.weights / "mini-ip2p" / f"success_{options.split}.json").write_text(
+    (options.weights / options.editor / f"success_{options.split}{options.suffix}.json").write_text(
         json.dumps(result, indent=1) + "\n", "utf-8"
     )
     print(json.dumps(result, indent=1))

@@ -7,6 +7,7 @@
     python tools/train_miniworld.py attributes --work FOLDER    # the referees' first half
     python tools/train_miniworld.py disturbed --work FOLDER
     python tools/train_miniworld.py degradation --work FOLDER   # and their second
+    (--model mini-hq, mini-sd3 or mini-sd3-instruct: the other editors; --device cuda: on a graphics processor)
     python tools/train_miniworld.py export --work FOLDER --package packages/miniworld/isr_miniworld/weights
 
 `--tiny` makes every stage small enough for a test.
@@ -45,7 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=None, help="limit on training time over all runs of the stage")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw pictures")
-    parser.add_argument("--pairs", type=int, default=24_000, help="editor: how many of the training pairs to use")
+    parser.add_argument(
+        "--model",
+        default="mini-ip2p",
+        help="pairs, autoencoder, decoder, editor: which miniature (mini-ip2p, mini-hq, …)",
+    )
+    parser.add_argument("--device", default="cpu", help="where to train: cpu, cuda")
+    parser.add_argument("--batch", type=int, default=None, help="examples per step and rank (default: the stage's own)")
+    parser.add_argument("--rate", type=float, default=None, help="peak learning rate (referees have their own)")
+    parser.add_argument("--average", type=float, default=None, help="decay of the weights' moving average")
+    parser.add_argument("--check", type=int, default=None, help="steps between checks and checkpoints")
+    parser.add_argument(
+        "--pairs", type=int, default=24_000, help="pairs, editor: how many training pairs to draw, to use"
+    )
+    parser.add_argument("--count", type=int, default=None, help="disturbed: edits per referee and editor, of each sort")
     parser.add_argument(
         "--start",
         type=Path,

@@ -19,15 +19,27 @@ from .pairs import Pairs
 from .ranks import Ranks
 from .warm import autoencoder_from
 
-__all__ = ["build", "cache_latents", "encode", "equalise", "pixels", "psnr", "train_autoencoder", "train_decoder"]
+__all__ = [
+    "build",
+    "cache_latents",
+    "centre",
+    "encode",
+    "equalise",
+    "pixels",
+    "psnr",
+    "train_autoencoder",
+    "train_decoder",
+    "trained_autoencoder",
+]
 
 HELD_OUT = 256  # pairs at the end of the set, never trained on
 _KL = 1e-4
 
 
-def build(*, widths: tuple[int, ...] = (16, 32, 64), channels: int = 8) -> Any:
-    """An untrained autoencoder; each width after the first halves the side."""
+def build(*, widths: tuple[int, ...] = (16, 32, 64), channels: int = 8, flow: bool = False) -> Any:
+    """An untrained autoencoder; each width after the first halves the side. flow: as SD3's (no 1×1 convolutions, a shift)."""
     n = len(widths)
+    ends = {"use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.0} if flow else {}
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * n,
         up_block_types=("UpDecoderBlock2D",) * n,
@@ -37,12 +49,13 @@ def build(*, widths: tuple[int, ...] = (16, 32, 64), channels: int = 8) -> Any:
         norm_num_groups=8,
         sample_size=64,
         mid_block_add_attention=False,
+        **ends,
     )
 
 
-def pixels(pictures: npt.NDArray[np.uint8]) -> torch.Tensor:
+def pixels(pictures: npt.NDArray[np.uint8], device: torch.device | str = "cpu") -> torch.Tensor:
     """(N, 64, 64, 3) uint8 to (N, 3, 64, 64) float in [−1, 1]."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -56,7 +69,7 @@ def _slopes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _difference(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    edges = sum(((a - b).abs().mean() for a, b in zip(_slopes(y), _slopes(x), strict=True)), torch.zeros(()))
+    edges = sum(((a - b).abs().mean() for a, b in zip(_slopes(y), _slopes(x), strict=True)), y.new_zeros(()))
     total: torch.Tensor = (y - x).abs().mean() + 0.8 * edges + 0.5 * ((y - x) ** 2).mean()
     return total
 
@@ -68,31 +81,34 @@ def train_decoder(
 
     The latents get a little noise, as sampled latents have.
     """
-    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    vae = AutoencoderKL.from_pretrained(folder / "vae").to(ranks.device)
     vae.requires_grad_(requires_grad=False)
-    parts = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
+    parts = {"decoder": vae.decoder}
+    if vae.post_quant_conv is not None:
+        parts["post_quant_conv"] = vae.post_quant_conv
     for part in parts.values():
         part.requires_grad_(requires_grad=True)
     flat = pairs.pictures.reshape(-1, *pairs.pictures.shape[2:])
     usable = len(flat) - 2 * held_out
-    exam = pixels(flat[usable:][:256])
+    exam = pixels(flat[usable:][:256], ranks.device)
     noise = 0.04 / float(vae.config.scaling_factor)
 
     def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, 3, step, ranks.rank])
-        x = pixels(flat[np.sort(rng.integers(0, usable, batch))])
+        x = pixels(flat[np.sort(rng.integers(0, usable, batch))], ranks.device)
         with torch.no_grad():
             z = vae.encode(x).latent_dist.mode()
             z = z + noise * torch.randn_like(z)
-        return _difference(parts["decoder"](parts["post_quant_conv"](z)), x)
+        with torch.autocast("cuda", torch.bfloat16, enabled=ranks.gpu):
+            y = vae.decode(z).sample
+        return _difference(y.float(), x)
 
     def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
         with torch.no_grad():
-            z = vae.encode(exam).latent_dist.mode()
-            value = psnr(averages["decoder"](averages["post_quant_conv"](z)), exam)
             held = copy.deepcopy(vae)
-            held.decoder.load_state_dict(averages["decoder"].state_dict())
-            held.post_quant_conv.load_state_dict(averages["post_quant_conv"].state_dict())
+            for name, part in averages.items():
+                getattr(held, name).load_state_dict(part.state_dict())
+            value = psnr(held.decode(held.encode(exam).latent_dist.mode()).sample, exam)
             held.save_pretrained(folder / "vae-decoder")
         return {"psnr": value}
 
@@ -117,29 +133,33 @@ def train_autoencoder(
     batch: int = 6,
     widths: tuple[int, ...] = (16, 32, 64),
     channels: int = 8,
+    flow: bool = False,
     held_out: int = HELD_OUT,
     seed: int = 0,
     start: Path | None = None,
 ) -> Any:
     """Train and save the diffusers folder `folder/vae`. Returns the averaged model (on rank 0 and others alike)."""
     torch.manual_seed(seed)
-    model = build(widths=widths, channels=channels)
+    model = build(widths=widths, channels=channels, flow=flow)
     copied = autoencoder_from(start, model) if start is not None else 0
     further = copied == len(
         model.state_dict()
     )  # the same architecture: what was learnt on its latents should still fit
-    model.to(memory_format=torch.channels_last)
+    model.to(ranks.device, memory_format=torch.channels_last)
     flat = pairs.pictures.reshape(-1, *pairs.pictures.shape[2:])
     usable = len(flat) - 2 * held_out
-    exam = pixels(flat[-2 * held_out :][: min(256, 2 * held_out)])
+    exam = pixels(flat[-2 * held_out :][: min(256, 2 * held_out)], ranks.device)
 
     def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, 1, step, ranks.rank])
-        x = pixels(flat[np.sort(rng.integers(0, usable, batch))]).contiguous(memory_format=torch.channels_last)
-        posterior = model.encode(x).latent_dist
-        y = model.decode(posterior.sample()).sample
-        kl = 0.5 * (posterior.mean**2 + posterior.logvar.exp() - 1 - posterior.logvar).mean()
-        return _difference(y, x) + _KL * kl
+        x = pixels(flat[np.sort(rng.integers(0, usable, batch))], ranks.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cuda", torch.bfloat16, enabled=ranks.gpu):
+            posterior = model.encode(x).latent_dist
+            y = model.decode(posterior.sample()).sample
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        return _difference(y.float(), x) + _KL * kl
 
     def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
         with torch.no_grad():
@@ -160,7 +180,8 @@ def train_autoencoder(
     vae: Any = averages["vae"]
     if ranks.first:
         with torch.no_grad():
-            spread = {} if further else equalise(vae, pixels(flat[:128]))
+            some = pixels(flat[: min(1024, len(flat))], ranks.device)
+            spread = {} if further else (centre if flow else equalise)(vae, some)
         if further:
             vae.register_to_config(scaling_factor=AutoencoderKL.load_config(start)["scaling_factor"])
         record = json.loads((folder / "training.json").read_text("utf-8"))
@@ -194,11 +215,25 @@ def equalise(vae: Any, x: torch.Tensor) -> dict[str, Any]:
     }
 
 
+def centre(vae: Any, x: torch.Tensor) -> dict[str, Any]:
+    """Set shift and scaling factor as SD3 has them: (z − shift) · scale has mean 0 and standard deviation 1."""
+    z = vae.encode(x).latent_dist.mode()
+    vae.register_to_config(shift_factor=round(float(z.mean()), 5), scaling_factor=round(1 / float(z.std()), 5))
+    return {
+        "channel_std": [round(v, 3) for v in z.std((0, 2, 3)).tolist()],
+        "scaling_factor": vae.config.scaling_factor,
+        "shift_factor": vae.config.shift_factor,
+    }
+
+
 @torch.no_grad()
 def encode(vae: Any, pictures: npt.NDArray[np.uint8], *, batch: int = 64) -> torch.Tensor:
-    """Encoder means, unscaled, (N, C, h, w), of pictures (N, 64, 64, 3) uint8."""
+    """Encoder means, unscaled, (N, C, h, w), of pictures (N, 64, 64, 3) uint8; on the autoencoder's device."""
     return torch.cat(
-        [vae.encode(pixels(pictures[i : i + batch])).latent_dist.mode() for i in range(0, len(pictures), batch)]
+        [
+            vae.encode(pixels(pictures[i : i + batch], vae.device)).latent_dist.mode()
+            for i in range(0, len(pictures), batch)
+        ]
     )
 
 
@@ -211,10 +246,16 @@ def cache_latents(vae: Any, pairs: Pairs, folder: Path, ranks: Ranks) -> npt.NDA
             return kept
     share = np.array_split(np.arange(len(pairs)), ranks.world)[ranks.rank]
     own = pairs.pictures[share[0] : share[-1] + 1]
-    z = encode(vae, own.reshape(-1, *own.shape[2:]))
-    np.save(folder / f"latents.{ranks.rank}.npy", z.reshape(len(own), 2, *z.shape[1:]).numpy().astype(np.float16))
+    z = encode(vae, own.reshape(-1, *own.shape[2:]), batch=512 if ranks.gpu else 64)
+    np.save(folder / f"latents.{ranks.rank}.npy", z.reshape(len(own), 2, *z.shape[1:]).half().cpu().numpy())
     ranks.barrier()
     if ranks.first:
         np.save(path, np.concatenate([np.load(folder / f"latents.{r}.npy") for r in range(ranks.world)]))
     ranks.barrier()
     return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+
+def trained_autoencoder(folder: Path) -> Any:
+    """The autoencoder of a training folder, with the decoder that was trained further where there is one."""
+    later = folder / "vae-decoder"
+    return AutoencoderKL.from_pretrained(later if later.is_dir() else folder / "vae").eval().requires_grad_(False)

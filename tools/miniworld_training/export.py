@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .editor import GUIDANCE, IMAGE_GUIDANCE, STEPS, assemble
+from . import editor, mmdit
+from .models import MODELS, Model
 from .referees import REFEREES
 
 __all__ = ["export_weights"]
@@ -16,7 +17,7 @@ _WARNING = "64×64 procedural scenes, trained referees: orderings need not carry
 
 
 def export_weights(work: Path, package: Path | None) -> None:
-    """Write `package/mini-ip2p` and `package/referee-*` from a work folder (float16 safetensors, curves, cards).
+    """Write `package/<editor>` and `package/referee-*` from a work folder (float16 safetensors, curves, cards).
 
     Thresholds that a referee in the package already has are kept.
 
@@ -26,8 +27,9 @@ def export_weights(work: Path, package: Path | None) -> None:
     if package is None:
         raise SystemExit("--package is missing: name the folder that gets the weights")
     package.mkdir(parents=True, exist_ok=True)
-    if (work / "editor" / "mini-ip2p").is_dir():
-        _editor(work, package / "mini-ip2p")
+    for model in MODELS.values():
+        if model.pipeline(work).is_dir():
+            _editor(model, work, package / model.name)
     for name in REFEREES:
         if (work / f"referee-{name}" / "model.safetensors").is_file():
             _referee(name, work / f"referee-{name}", package / f"referee-{name}")
@@ -48,17 +50,43 @@ def _curve(records: list[dict[str, Any]], path: Path) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8")
 
 
-def _editor(work: Path, folder: Path) -> None:
-    import torch
+_WHAT = {
+    "ip2p": "A miniature InstructPix2Pix for MiniWorld: `StableDiffusionInstructPix2PixPipeline`",
+    "img2img": "A miniature SD3 for MiniWorld, edited with image to image: `StableDiffusion3Img2ImgPipeline` without T5 "
+    "(`max_sequence_length=0`), trained on pictures told half by the instruction that led to them and half by their caption",
+    "instruct": "A miniature SD3 for MiniWorld with the image as extra channels, as UltraEdit's pipeline "
+    "(`StableDiffusion3InstructPix2PixPipeline`, which `isr.editors` has and diffusers has not), without T5 (`max_sequence_length=0`)",
+}
 
-    pipe = assemble(work)
-    sizes = {name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("unet", "vae", "text_encoder")}
-    pipe.to(torch.float16).save_pretrained(folder)
+
+def _settings(model: Model) -> str:
+    if model.kind == "ip2p":
+        return f"{editor.STEPS} DDIM steps, text guidance {editor.GUIDANCE}, image guidance {editor.IMAGE_GUIDANCE}"
+    if model.kind == "img2img":
+        return f"{mmdit.STEPS} Euler steps at strength {mmdit.STRENGTH}, guidance {mmdit.GUIDANCE}"
+    return f"{mmdit.STEPS} Euler steps, text guidance {mmdit.INSTRUCT_GUIDANCE}, image guidance {mmdit.IMAGE_GUIDANCE}"
+
+
+def _editor(model: Model, work: Path, folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(model.pipeline(work), folder)
+    later = work / model.autoencoder / "vae-decoder"
+    if later.is_dir():  # a decoder trained further fits the same latents
+        import torch
+        from diffusers import AutoencoderKL
+
+        AutoencoderKL.from_pretrained(later).to(torch.float16).save_pretrained(folder / "vae")
+    sizes = {
+        place.parent.name: sum(v.numel() for v in load_file(place).values())
+        for place in sorted(folder.glob("*/*.safetensors"))
+    }
     training: dict[str, Any] = {}
     for name, place in (
-        ("autoencoder", work / "autoencoder"),
-        ("decoder", work / "autoencoder" / "decoder"),
-        ("editor", work / "editor"),
+        ("autoencoder", work / model.autoencoder),
+        ("decoder", work / model.autoencoder / "decoder"),
+        ("editor", model.folder(work)),
     ):
         records = _records(place / "curve.jsonl")
         if not records:
@@ -68,28 +96,32 @@ def _editor(work: Path, folder: Path) -> None:
         training[name] = {
             "steps": _last(records, "step"),
             "seconds": _last(records, "seconds"),
-            **{k: done[k] for k in ("batch", "warm_started_tensors", "fold_error", "note") if k in done},
+            **{
+                k: done[k]
+                for k in ("batch", "world", "device", "warm_started_tensors", "fold_error", "note")
+                if k in done
+            },
             **{
                 k: _last(records, k)
-                for k in ("psnr", "nearer_target", "relative_error", "held_out_loss")
-                if _last(records, k) is not None
+                for k in sorted({k for r in records for k in r} - {"step", "seconds", "loss", "rate", "final"})
             },
         }
     (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n", "utf-8")
+    config = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
     lines = [
         "---", "license: apache-2.0", "library_name: diffusers", "---", "",
-        "# mini-ip2p", "",
-        "A miniature InstructPix2Pix for MiniWorld: `StableDiffusionInstructPix2PixPipeline`, 64×64 pixels, "
-        f"{pipe.vae.config.latent_channels}×16×16 latents, stored in float16 (load with float32 on a CPU). "
-        f"Parameters: UNet {sizes['unet']:,}, autoencoder {sizes['vae']:,}, text encoder {sizes['text_encoder']:,}.", "",
-        f"Settings of all figures: {STEPS} DDIM steps, text guidance {GUIDANCE}, image guidance {IMAGE_GUIDANCE}.", "",
-        "Trained by `tools/train_miniworld.py` on pictures of MiniWorld's train split alone. Autoencoder and UNet began, "
-        "where shapes agree, from an earlier prototype of the same kind (trained on an earlier version of the same world); "
-        "the figures of the record `training.json`:", "",
+        f"# {model.name}", "",
+        f"{_WHAT[model.kind]}. 64×64 pixels, {config['latent_channels']}×16×16 latents, stored in float16 (load with float32 "
+        "on a processor). Parameters: " + ", ".join(f"{k} {v:,}" for k, v in sizes.items()) + ".", "",
+        f"Settings of all figures: {_settings(model)}.", "",
+        "Trained by `tools/train_miniworld.py` on pictures of MiniWorld's train split alone "
+        f"(style `{model.style}`). Where `warm_started_tensors` is above 0, that many tensors began from earlier weights of "
+        "the same kind. The figures of the record `training.json`:", "",
         *(f"- {name}: " + ", ".join(f"{k} {v}" for k, v in row.items()) for name, row in training.items()), "",
         "`psnr` is in dB, mean over held-out pictures (renders) against the autoencoder's copy. `nearer_target` is the share "
         "of held-out pairs whose edit is nearer the exact target than the source in the latents that should change; "
-        "`relative_error` the median squared error left there, relative to no edit at all.", "", _WARNING, "",
+        "`relative_error` the median squared error left there, relative to no edit at all.", "",
+        "Success on held-out edits, by family and by referee: `success_*.json` beside this card.", "", _WARNING, "",
     ]  # fmt: skip
     (folder / "README.md").write_text("\n".join(lines), "utf-8")
 

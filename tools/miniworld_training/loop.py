@@ -66,9 +66,9 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     averages = {name: average_of(m) for name, m in models.items()}
     parameters = [p for m in models.values() for p in m.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.decay)
+    optimiser = torch.optim.AdamW(parameters, lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.decay, fused=ranks.gpu)
     step, used = _resume(folder / "checkpoint.pt", models, averages, optimiser)
-    started, recent = time.monotonic() - used, []
+    started, recent = time.monotonic() - used, list[torch.Tensor]()
     curve = (folder / "curve.jsonl").open("a", encoding="utf-8") if ranks.first else None
 
     def write(record: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ def fit(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         step += 1
-        recent.append(float(value.item()))
+        recent.append(value.detach())  # read at curve points only: reading waits for the device
         keep = min(plan.average, (1 + step) / (20 + step))
         with torch.no_grad():
             for name, module in models.items():
@@ -102,7 +102,7 @@ def fit(
                 for held, new in zip(averages[name].buffers(), module.buffers(), strict=True):
                     held.copy_(new)
         if step % plan.every == 0:
-            write({"step": step, "seconds": round(seconds, 1), "loss": sum(recent) / len(recent), "rate": rate})
+            write({"step": step, "seconds": round(seconds, 1), "loss": float(torch.stack(recent).mean()), "rate": rate})
             recent.clear()
         if step % plan.check == 0 and ranks.first:
             if check is not None:
@@ -130,6 +130,7 @@ def fit(
             "steps": step,
             "seconds": round(time.monotonic() - started, 1),
             "world": ranks.world,
+            "device": torch.cuda.get_device_name() if ranks.gpu else "cpu",
             "seed": seed,
             **(card or {}),
         }
@@ -165,7 +166,9 @@ def _resume(
 ) -> tuple[int, float]:
     if not path.is_file():
         return 0, 0.0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(
+        path, weights_only=True, map_location=next(iter(averages.values())).parameters().__next__().device
+    )
     for name, module in models.items():
         module.load_state_dict(state["models"][name])
         averages[name].load_state_dict(state["averages"][name])

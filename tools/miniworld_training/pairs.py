@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from isr.data.miniworld import ATTRIBUTES, EDITS, SIZE, Scene, miniworld, render_array
+from isr.data.miniworld import ATTRIBUTES, EDITS, SIZE, Scene, Style, miniworld, render_array
 
 __all__ = ["HEADS", "Pairs", "draw_pairs", "labels"]
 
@@ -24,18 +24,20 @@ _BY_COLOUR = frozenset({"hair", "backdrop", "shirt", "color", "ground", "season"
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pictures (N, 2, 64, 64, 3) uint8 (source, target), the edit's name per pair, labels (N, 2, heads) int8, −1 unknown."""
+    """Pictures (N, 2, 64, 64, 3) uint8 (source, target), the edit's name and the target's caption per pair, labels
+    (N, 2, heads) int8, −1 unknown."""
 
     pictures: npt.NDArray[np.uint8]
     edits: list[str]
     labels: npt.NDArray[np.int8]
+    captions: list[str]
 
     def __len__(self) -> int:
         return len(self.edits)
 
     def first(self, count: int) -> Pairs:
         """The first pairs alone."""
-        return Pairs(self.pictures[:count], self.edits[:count], self.labels[:count])
+        return Pairs(self.pictures[:count], self.edits[:count], self.labels[:count], self.captions[:count])
 
     @classmethod
     def load(cls, folder: Path) -> Pairs:
@@ -43,6 +45,7 @@ class Pairs:
             np.load(folder / "pictures.npy", mmap_mode="r"),
             json.loads((folder / "edits.json").read_text("utf-8")),
             np.load(folder / "labels.npy"),
+            json.loads((folder / "captions.json").read_text("utf-8")),
         )
 
 
@@ -59,25 +62,28 @@ def labels(scene: Scene) -> list[int]:
     return out
 
 
-def _block(start: int, stop: int) -> tuple[npt.NDArray[np.uint8], list[str], npt.NDArray[np.int8]]:
+def _block(
+    start: int, stop: int, style: Style, seed: int
+) -> tuple[npt.NDArray[np.uint8], list[str], npt.NDArray[np.int8], list[str]]:
     pictures = np.zeros((stop - start, 2, SIZE, SIZE, 3), np.uint8)
-    names, marks = [], []
-    world = miniworld(stop, "train")
+    names, marks, captions = [], [], []
+    world = miniworld(stop, "train", seed, style=style)
     for k, i in enumerate(range(start, stop)):
         item = world[i]
         target = item.target_scene()
-        pictures[k, 0], pictures[k, 1] = render_array(item.scene), render_array(target)
+        pictures[k, 0], pictures[k, 1] = render_array(item.scene, style), render_array(target, style)
         names.append(item.edits[0].name)
+        captions.append(item.target_caption())
         marks.append([labels(item.scene), labels(target)])
-    return pictures, names, np.array(marks, np.int8)
+    return pictures, names, np.array(marks, np.int8), captions
 
 
-def draw_pairs(folder: Path, count: int, *, workers: int = 1) -> Pairs:
+def draw_pairs(folder: Path, count: int, *, workers: int = 1, style: Style = "plain", seed: int = 0) -> Pairs:
     """Draw `count` pairs of the train split into `folder` (kept if it already holds as many)."""
-    if (folder / "edits.json").is_file() and len(json.loads((folder / "edits.json").read_text("utf-8"))) == count:
+    if (folder / "captions.json").is_file() and len(json.loads((folder / "edits.json").read_text("utf-8"))) == count:
         return Pairs.load(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    spans = [(i, min(i + _BLOCK, count)) for i in range(0, count, _BLOCK)]
+    spans = [(i, min(i + _BLOCK, count), style, seed) for i in range(0, count, _BLOCK)]
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
             blocks = list(pool.map(_block, *zip(*spans, strict=True)))
@@ -86,6 +92,7 @@ def draw_pairs(folder: Path, count: int, *, workers: int = 1) -> Pairs:
     np.save(folder / "pictures.npy", np.concatenate([b[0] for b in blocks]))
     np.save(folder / "labels.npy", np.concatenate([b[2] for b in blocks]))
     (folder / "edits.json").write_text(json.dumps([name for b in blocks for name in b[1]]), "utf-8")
+    (folder / "captions.json").write_text(json.dumps([text for b in blocks for text in b[3]]), "utf-8")
     if set(EDITS) - set(json.loads((folder / "edits.json").read_text("utf-8"))) and count >= 5000:
         raise RuntimeError("some edits never occur among the training pairs")
     return Pairs.load(folder)

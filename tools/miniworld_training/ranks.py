@@ -16,14 +16,26 @@ __all__ = ["Ranks"]
 
 
 class Ranks:
-    """This process's place among the ranks (RANK and WORLD_SIZE, as torchrun sets them); alone when they are unset."""
+    """This process's place among the ranks (RANK and WORLD_SIZE, as torchrun sets them); alone when they are unset.
 
-    def __init__(self) -> None:
+    device: where its models and batches live; a graphics processor is used by one rank alone.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
         torch.set_num_threads(1)
+        self.device = torch.device(device)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         if self.world > 1:
             dist.init_process_group("gloo")
+
+    @property
+    def gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     @property
     def first(self) -> bool:
@@ -38,7 +50,8 @@ class Ranks:
         flat /= self.world
         at = 0
         for p in parameters:
-            p.grad = flat[at : at + p.numel()].view_as(p).clone()
+            share = flat[at : at + p.numel()].view_as(p)
+            p.grad = torch.empty_like(p).copy_(share)  # in the parameter's own memory format
             at += p.numel()
 
     def barrier(self) -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from isr.data.miniworld import EDITS, miniworld
 
@@ -37,9 +37,9 @@ def build_tokenizer(*, captions: int = 1500) -> Any:
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=MAX_TOKENS)
 
 
-def build_text_encoder(tokenizer: Any, *, width: int = 64) -> Any:
-    """An untrained two-layer CLIP text model for that tokenizer."""
-    return CLIPTextModel(
+def build_text_encoder(tokenizer: Any, *, width: int = 64, projection: bool = False) -> Any:
+    """An untrained two-layer CLIP text model for that tokenizer; projection: with the pooled output that SD3 takes."""
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,

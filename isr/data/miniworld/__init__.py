@@ -2,7 +2,7 @@
 
 from .dataset import SPLITS, UNSEEN, MiniWorld, MiniWorldItem, Split, miniworld
 from .edits import EDITS, Edit, applicable, edits_for_prompt, families
-from .render import SIZE, render, render_array
+from .render import SIZE, STYLES, Style, render, render_array
 from .scenes import ATTRIBUTES, CATEGORIES, CATEGORY_OF, CATEGORY_SHARES, Category, Scene, Value, caption, sample_scene
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "EDITS",
     "SIZE",
     "SPLITS",
+    "STYLES",
     "UNSEEN",
     "Category",
     "Edit",
@@ -20,6 +21,7 @@ __all__ = [
     "MiniWorldItem",
     "Scene",
     "Split",
+    "Style",
     "Value",
     "applicable",
     "caption",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ...errors import UsageError
 from .edits import Edit, sample_edits
-from .render import render
+from .render import STYLES, Style, render
 from .scenes import Category, Scene, caption, sample_scene
 
 __all__ = ["SPLITS", "UNSEEN", "MiniWorld", "MiniWorldItem", "Split", "miniworld"]
@@ -36,12 +36,14 @@ class MiniWorldItem:
         scene: the full description of the picture.
         edits: six edits of six different families; the first is the original one.
         prompts: their wordings, in the same order.
+        style: how it is drawn.
     """
 
     image_id: str
     scene: Scene
     edits: tuple[Edit, ...] = field(repr=False)
     prompts: tuple[str, ...]
+    style: Style = "plain"
 
     @property
     def category(self) -> Category:
@@ -60,7 +62,7 @@ class MiniWorldItem:
     @cached_property
     def image(self) -> Image.Image:
         """The picture: 64×64 8-bit RGB."""
-        return render(self.scene)
+        return render(self.scene, self.style)
 
     @property
     def caption(self) -> str:
@@ -77,14 +79,15 @@ class MiniWorldItem:
 
     def target_image(self, prompt: int = 0) -> Image.Image:
         """That scene drawn: what a perfect editor would return, up to the codec."""
-        return render(self.target_scene(prompt))
+        return render(self.target_scene(prompt), self.style)
 
 
 class MiniWorld(Sequence[MiniWorldItem]):
     """`n` items of one split. Item i depends on split, seed and i alone: a longer set begins with the shorter one."""
 
-    def __init__(self, n: int, split: Split, seed: int) -> None:
+    def __init__(self, n: int, split: Split, seed: int, style: Style = "plain") -> None:
         self.n = n
+        self.style: Style = style
         self.split: Split = split
         self.seed = seed
         self._items: dict[int, MiniWorldItem] = {}
@@ -103,14 +106,15 @@ class MiniWorld(Sequence[MiniWorldItem]):
         if not 0 <= at < self.n:
             raise IndexError(f"index {index} is outside 0..{self.n - 1}")
         if at not in self._items:
-            self._items[at] = _item(self.split, self.seed, at)
+            self._items[at] = _item(self.split, self.seed, at, self.style)
         return self._items[at]
 
     def __iter__(self) -> Iterator[MiniWorldItem]:
         return (self[i] for i in range(self.n))
 
     def __repr__(self) -> str:
-        return f"miniworld(n={self.n}, split={self.split!r}, seed={self.seed})"
+        style = "" if self.style == "plain" else f", style={self.style!r}"
+        return f"miniworld(n={self.n}, split={self.split!r}, seed={self.seed}{style})"
 
     @property
     def images(self) -> list[Image.Image]:
@@ -136,15 +140,16 @@ class MiniWorld(Sequence[MiniWorldItem]):
         return [item.category for item in self]
 
 
-def _item(split: Split, seed: int, index: int) -> MiniWorldItem:
+def _item(split: Split, seed: int, index: int, style: Style) -> MiniWorldItem:
     rng = np.random.default_rng([_STREAM[split], seed, index])
     scene = sample_scene(rng)
     edits = tuple(sample_edits(scene, rng, 1 + UNSEEN))
     prompts = tuple(edit.wordings[int(rng.integers(len(edit.wordings)))] for edit in edits)
-    return MiniWorldItem(f"miniworld-{split}-{seed}-{index:05d}", scene, edits, prompts)
+    name = "miniworld" if style == "plain" else f"miniworld-{style}"
+    return MiniWorldItem(f"{name}-{split}-{seed}-{index:05d}", scene, edits, prompts, style)
 
 
-def miniworld(n: int = 100, split: Split = "design", seed: int = 0) -> MiniWorld:
+def miniworld(n: int = 100, split: Split = "design", seed: int = 0, *, style: Style = "plain") -> MiniWorld:
     """Procedural 64×64 pictures with edit prompts and exact targets; deterministic, drawn on first use.
 
     Args:
@@ -152,16 +157,19 @@ def miniworld(n: int = 100, split: Split = "design", seed: int = 0) -> MiniWorld
         split: "train", "design", "validation" or "test". Splits share no picture, whatever the seed; "test" is for
             final figures only and must not decide anything.
         seed: another draw of the same split (0 or more).
+        style: "plain", or "canvas": the same scenes in another light, colours and grain.
 
     Returns:
         a sequence of `MiniWorldItem`, with `images`, `prompts`, `unseen`, `image_ids` and `categories` as lists.
 
     Raises:
-        UsageError: for a negative number or an unknown split.
+        UsageError: for a negative number, an unknown split or style.
     """
     if split not in SPLITS:
         raise UsageError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    if style not in STYLES:
+        raise UsageError(f"style must be one of {', '.join(STYLES)}; got {style!r}")
     for name, value in (("n", n), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise UsageError(f"{name} must be an integer of 0 or more; got {value!r}")
-    return MiniWorld(n, split, seed)
+    return MiniWorld(n, split, seed, style)

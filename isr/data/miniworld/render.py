@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,12 @@ from PIL import Image, ImageDraw
 
 from .scenes import Scene
 
-__all__ = ["SIZE", "render", "render_array"]
+__all__ = ["SIZE", "STYLES", "Style", "render", "render_array"]
+
+#: plain: lit from a side, fine grain. canvas: the same scenes with a vignette, warmer and stronger colours and a coarse
+#: weave instead of grain; mini-hq learnt from it.
+Style = Literal["plain", "canvas"]
+STYLES: tuple[Style, ...] = get_args(Style)
 
 #: Side of every MiniWorld picture, pixels.
 SIZE = 64
@@ -303,23 +308,37 @@ def _smooth_noise(noise: np.random.RandomState, cells: int) -> npt.NDArray[np.fl
 
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_WARM = np.array([0.025, 0.005, -0.02], np.float32)
 _DOWN, _ACROSS = (v.astype(np.float32) for v in np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j])
 
 
-def render_array(scene: Scene) -> npt.NDArray[np.uint8]:
+def _lit_plain(pixels: npt.NDArray[np.float32], scene: Scene, grain: np.random.RandomState) -> npt.NDArray[np.float32]:
+    across, down = scene.layout["light"]
+    pixels = pixels * (scene.layout["gain"] * (1 + across * _ACROSS + down * _DOWN))[..., None]
+    pixels = pixels * (1 + 0.03 * _smooth_noise(grain, 8))[..., None] + 0.01 * _smooth_noise(grain, 24)[..., None]
+    return pixels + 0.01 * grain.standard_normal((SIZE, SIZE, 3)).astype(np.float32)
+
+
+def _lit_canvas(pixels: npt.NDArray[np.float32], scene: Scene, grain: np.random.RandomState) -> npt.NDArray[np.float32]:
+    across, down = scene.layout["light"]
+    vignette = 1.04 - 0.16 * ((_ACROSS - 2 * across) ** 2 + (_DOWN - 2 * down) ** 2)
+    pixels = (pixels - 0.5) * 1.12 + 0.5 + _WARM
+    pixels = pixels * (scene.layout["gain"] * vignette)[..., None]
+    weave = np.float32(0.018) * (_smooth_noise(grain, 32)[:1] + _smooth_noise(grain, 32)[:, :1])
+    return np.asarray(pixels + weave[..., None] + 0.006 * grain.standard_normal((SIZE, SIZE, 1)), np.float32)
+
+
+def render_array(scene: Scene, style: Style = "plain") -> npt.NDArray[np.uint8]:
     """The scene's pixels, (64, 64, 3) uint8, values 0–255."""
     noise = np.random.RandomState(scene.noise_seed)  # legacy generator: its stream is frozen across numpy versions
     pen = _Pen(Image.new("RGB", (_CANVAS, _CANVAS)))
     draw: Any = {"portrait": _draw_portrait, "landscape": _draw_landscape, "artwork": _draw_artwork}[scene.category]
     draw(pen, scene, noise)
     pixels = np.asarray(pen.image.reduce(_ZOOM), np.float32) / 255.0
-    across, down = scene.layout["light"]
     grain = np.random.RandomState(
         (scene.noise_seed + 1) % (1 << 31)
     )  # its own stream: drawing may use any amount of `noise`
-    pixels = pixels * (scene.layout["gain"] * (1 + across * _ACROSS + down * _DOWN))[..., None]
-    pixels = pixels * (1 + 0.03 * _smooth_noise(grain, 8))[..., None] + 0.01 * _smooth_noise(grain, 24)[..., None]
-    pixels = pixels + 0.01 * grain.standard_normal((SIZE, SIZE, 3)).astype(np.float32)
+    pixels = {"plain": _lit_plain, "canvas": _lit_canvas}[style](pixels, scene, grain)
     if scene["tone"] != "color":
         luma = (pixels @ _LUMA)[..., None]
         pixels = np.repeat(luma, 3, axis=-1)
@@ -328,6 +347,6 @@ def render_array(scene: Scene) -> npt.NDArray[np.uint8]:
     return (pixels.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def render(scene: Scene) -> Image.Image:
+def render(scene: Scene, style: Style = "plain") -> Image.Image:
     """The scene as a 64×64 RGB picture."""
-    return Image.fromarray(render_array(scene))
+    return Image.fromarray(render_array(scene, style))

@@ -1,0 +1,245 @@
+"""mini-sd3 and mini-sd3-instruct: an SD3 transformer, rectified flow, two small CLIP text encoders, no T5.
+
+noisy = (1 − σ) z + σ n, velocity n − z, timestep 1000 σ, σ drawn logit-normally (Esser et al. 2024, sections 2 and 3.1).
+mini-sd3 learns pictures from their caption or from the instruction that led to them, and edits image to image.
+mini-sd3-instruct also sees the raw encoder mean of the source as extra channels and, as UltraEdit's pipeline does, works on
+latents that are scaled but not shifted.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Img2ImgPipeline
+from torch import nn
+
+from .autoencoder import HELD_OUT, cache_latents, trained_autoencoder
+from .batches import Batch, Batches
+from .editor import changed, towards
+from .loop import Plan, fit
+from .models import Model
+from .pairs import Pairs
+from .ranks import Ranks
+from .words import build_text_encoder, build_tokenizer
+
+__all__ = ["STRENGTH", "build_transformer", "embed", "euler", "sample_img2img", "sample_instruct", "train_flow_editor"]
+
+_WIDTH = 64  # of each text encoder
+#: Settings of the checks and of the cards: image-to-image strength; text guidance; image guidance (instruct only).
+STEPS, STRENGTH, GUIDANCE, INSTRUCT_GUIDANCE, IMAGE_GUIDANCE = 20, 0.85, 4.0, 3.0, 1.2
+
+
+def build_transformer(channels: int, *, instruct: bool, layers: int = 6, heads: int = 5) -> Any:
+    """An untrained SD3 transformer for 16×16 latents in 2×2 patches."""
+    return SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=2 * channels if instruct else channels,
+        out_channels=channels,
+        num_layers=layers,
+        attention_head_dim=32,
+        num_attention_heads=heads,
+        joint_attention_dim=2 * _WIDTH,
+        caption_projection_dim=32 * heads,
+        pooled_projection_dim=2 * _WIDTH,
+        pos_embed_max_size=8,
+    )
+
+
+def build_scheduler() -> Any:
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.5)
+
+
+def embed(
+    models: Mapping[str, Any], ids: torch.Tensor, back: torch.Tensor | slice = slice(None)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states (B, tokens, 128) and pooled (B, 128), as SD3's pipelines join them."""
+    out = [models[name](ids, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
+    hidden = torch.cat([o.hidden_states[-2] for o in out], -1)
+    pooled = torch.cat([o[0] for o in out], -1)
+    return hidden[back], pooled[back]
+
+
+Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def euler(velocity: Velocity, z: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """From sigmas[0] down to 0."""
+    ends = torch.cat([sigmas[1:], sigmas.new_zeros(1)])
+    for sigma, end in zip(sigmas.tolist(), ends.tolist(), strict=True):
+        z = z + (end - sigma) * velocity(z, torch.full((len(z),), 1000 * sigma, device=z.device))
+    return z
+
+
+def _sigmas(steps: int) -> torch.Tensor:
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(steps)
+    sigmas: torch.Tensor = scheduler.sigmas[:-1]
+    return sigmas
+
+
+Text = tuple[torch.Tensor, torch.Tensor]
+
+
+@torch.no_grad()
+def sample_img2img(
+    transformer: Any,
+    source: torch.Tensor,
+    text: Text,
+    empty: Text,
+    *,
+    generator: torch.Generator,
+    steps: int = STEPS,
+    strength: float = STRENGTH,
+    guidance: float = GUIDANCE,
+) -> torch.Tensor:
+    """Shifted and scaled latents of an image-to-image edit of shifted and scaled `source`."""
+    sigmas = _sigmas(steps)[steps - int(steps * strength) :]
+    noise = torch.randn(source.shape, generator=generator).to(source)
+    hidden, pooled = torch.cat([empty[0], text[0]]), torch.cat([empty[1], text[1]])
+
+    def velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        none, told = transformer(z.repeat(2, 1, 1, 1), hidden, pooled, t.repeat(2)).sample.chunk(2)
+        return none + guidance * (told - none)
+
+    return euler(velocity, (1 - sigmas[0]) * source + sigmas[0] * noise, sigmas)
+
+
+@torch.no_grad()
+def sample_instruct(
+    transformer: Any,
+    cond: torch.Tensor,
+    text: Text,
+    empty: Text,
+    *,
+    generator: torch.Generator,
+    steps: int = STEPS,
+    guidance: float = INSTRUCT_GUIDANCE,
+    image_guidance: float = IMAGE_GUIDANCE,
+) -> torch.Tensor:
+    """Scaled latents of an instructed edit; cond: raw encoder means."""
+    hidden, pooled = torch.cat([text[0], empty[0], empty[0]]), torch.cat([text[1], empty[1], empty[1]])
+    image = torch.cat([cond, cond, torch.zeros_like(cond)])
+
+    def velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen = torch.cat([z.repeat(3, 1, 1, 1), image], 1)
+        both, only_image, none = transformer(seen, hidden, pooled, t.repeat(3)).sample.chunk(3)
+        return none + guidance * (both - only_image) + image_guidance * (only_image - none)
+
+    return euler(velocity, torch.randn(cond.shape, generator=generator).to(cond), _sigmas(steps))
+
+
+class _Task:
+    def __init__(self, batches: Batches, vae: Any, *, instruct: bool) -> None:
+        self.batches, self.instruct = batches, instruct
+        self.scale = float(vae.config.scaling_factor)
+        self.shift = 0.0 if instruct else float(vae.config.shift_factor)
+
+    def embed(self, models: Mapping[str, nn.Module], batch: Batch) -> Text:
+        return embed(models, self.batches.ids[batch.unique], batch.back)
+
+    def loss(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, *, drop: bool) -> torch.Tensor:
+        u = rng.random(len(rows)) if drop else np.ones(len(rows))
+        batch = self.batches.draw(rows, rng, no_text=u < 0.10)
+        z = (batch.target - self.shift) * self.scale
+        hidden, pooled = self.embed(models, batch)
+        sigma = torch.sigmoid(torch.randn(len(z), device=z.device))
+        noise = torch.randn_like(z)
+        s = sigma[:, None, None, None]
+        noisy = (1 - s) * z + s * noise
+        weight = torch.ones_like(z[:, :1])
+        if self.instruct:
+            kept = torch.from_numpy(np.where((u >= 0.05) & (u < 0.15), 0.0, 1.0)).float().to(z.device)
+            noisy = torch.cat([noisy, batch.source * kept[:, None, None, None]], 1)
+            weight = 1 + 4 * changed(batch.source, batch.target, self.scale).float()
+        with torch.autocast("cuda", torch.bfloat16, enabled=z.is_cuda):
+            got = models["transformer"](noisy, hidden, pooled, 1000 * sigma).sample
+        return (weight * (got.float() - (noise - z)) ** 2).mean() / weight.mean()
+
+    @torch.no_grad()
+    def check(self, models: Mapping[str, nn.Module], rows: Any) -> dict[str, float]:
+        out = {"held_out_loss": float(self.loss(models, rows, np.random.default_rng(0), drop=False))}
+        for kind in ("",) if self.instruct else ("", "_from_captions"):
+            batch = self.batches.told(rows, captions=bool(kind))
+            text = self.embed(models, batch)
+            unique, back = self.batches.texts([""] * len(rows))
+            empty = embed(models, self.batches.ids[unique], back)
+            generator = torch.Generator().manual_seed(1)
+            if self.instruct:
+                y = sample_instruct(models["transformer"], batch.source, text, empty, generator=generator)
+            else:
+                start = (batch.source - self.shift) * self.scale
+                y = sample_img2img(models["transformer"], start, text, empty, generator=generator)
+            found = towards(y / self.scale + self.shift, batch.source, batch.target, self.scale)
+            out |= {k + kind: v for k, v in found.items()}
+        return out
+
+
+def train_flow_editor(
+    model: Model, work: Path, data: Pairs, *, plan: Plan, ranks: Ranks, tiny: bool = False, batch: int = 16
+) -> None:
+    """Train and save the pipeline folder of an SD3 editor (float16 safetensors) from the moving averages."""
+    folder, seed, instruct = model.folder(work), model.seed, model.kind == "instruct"
+    folder.mkdir(parents=True, exist_ok=True)
+    vae = trained_autoencoder(work / model.autoencoder).to(ranks.device)
+    latents = cache_latents(vae, data, work / model.autoencoder, ranks)
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(captions=50 if tiny else 1500)
+    sizes = {"layers": 2, "heads": 2} if tiny else {}
+    models = {
+        "text_encoder": build_text_encoder(tokenizer, width=_WIDTH, projection=True),
+        "text_encoder_2": build_text_encoder(tokenizer, width=_WIDTH, projection=True),
+        "transformer": build_transformer(vae.config.latent_channels, instruct=instruct, **sizes),
+    }
+    for part in models.values():
+        part.to(ranks.device)
+    batches = Batches(data, latents, tokenizer, ranks.device, captions=0.0 if instruct else 0.5)
+    task = _Task(batches, vae, instruct=instruct)
+    size, exam, held_out = (2, 4, 4) if tiny else (batch, 256 if ranks.gpu else 64, HELD_OUT)
+    usable = len(data) - held_out
+
+    def loss(step: int) -> torch.Tensor:
+        rng = np.random.default_rng([seed, 2, step, ranks.rank])
+        return task.loss(models, np.sort(rng.integers(0, usable, size)), rng, drop=True)
+
+    def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
+        _save(model.pipeline(work), vae, tokenizer, averages, instruct=instruct)
+        return task.check(averages, np.arange(len(data) - exam, len(data)))
+
+    fit(
+        models,
+        loss,
+        plan=plan,
+        ranks=ranks,
+        folder=folder,
+        check=check,
+        seed=seed,
+        card={"batch": size * ranks.world},
+    )
+
+
+def _save(folder: Path, vae: Any, tokenizer: Any, averages: Mapping[str, nn.Module], *, instruct: bool) -> None:
+    half = {name: copy.deepcopy(part).half().cpu() for name, part in {"vae": vae, **averages}.items()}
+    pipe = StableDiffusion3Img2ImgPipeline(
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        scheduler=build_scheduler(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+        image_encoder=None,
+        feature_extractor=None,
+        **half,
+    )
+    pipe.save_pretrained(folder)
+    if instruct:  # UltraEdit's pipeline, which diffusers does not have; the editors read its name
+        index = folder / "model_index.json"
+        record = json.loads(index.read_text("utf-8"))
+        index.write_text(
+            json.dumps({**record, "_class_name": "StableDiffusion3InstructPix2PixPipeline"}, indent=2) + "\n", "utf-8"
+        )
