@@ -124,13 +124,18 @@ class RunFiles:
     def cases(self) -> list[CaseRecord]:
         """All cases in file order; a case that stands twice must stand twice alike."""
         found: dict[str, CaseRecord] = {}
+        for row in self.case_rows():
+            if found.setdefault(row.case_id, row) != row:
+                raise IntegrityError(f"{self.folder}/cases.jsonl: case {row.case_id} stands twice and differs")
+        return list(found.values())
+
+    def case_rows(self) -> Iterator[CaseRecord]:
+        """Every row of cases.jsonl, one at a time."""
         for row in self._rows("cases.jsonl", CaseRecord):
             for digest in (row.edited, row.original):
                 if digest is not None and not is_digest(digest):
                     raise IntegrityError(f"{self.folder}/cases.jsonl: {digest!r} is not a digest (64 hex digits)")
-            if found.setdefault(row.case_id, row) != row:
-                raise IntegrityError(f"{self.folder}/cases.jsonl: case {row.case_id} stands twice and differs")
-        return list(found.values())
+            yield row
 
     def judgements(self) -> list[Judgement]:
         """The standing judgement of every (case, judge), in order of first appearance."""

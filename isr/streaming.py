@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import queue
 import re
 import threading
@@ -19,7 +20,7 @@ from .engine.case import JudgeableCase
 from .engine.loop import run_anywhere
 from .engine.progress import Progress
 from .engine.run import judge_cases
-from .errors import UsageError
+from .errors import IntegrityError, UsageError
 from .evaluation import Plan, connect, lock_of, plan_judging
 from .images import FileMemo
 from .lock import lock_differences
@@ -166,15 +167,22 @@ async def _run(
     memo = made.cache.memo()
     files = None if out is None else RunFiles.at(out)
     before = files.read_lock() if files is not None and files.exists() else None
+    with_originals = None if before is None else bool(before.get("with_originals"))
+    known = _Tally()
+    held: dict[str, bytes] = {}
+    for record in files.case_rows() if files is not None and before is not None else ():
+        if record.case_id in held:
+            if held[record.case_id] != _print(record):
+                raise IntegrityError(f"{out}/cases.jsonl: case {record.case_id} stands twice and differs")
+            continue
+        held[record.case_id] = _print(record)
+        known.add(record, bad=record.edited is None or (bool(with_originals) and record.original is None))
     source = _Source(
         iter_prepared(cases, memo=FileMemo(memo) if memo is not None else None, max_side=made.max_side),
-        {} if files is None or before is None else {c.case_id: c for c in files.cases()},
+        held,
         str(out),
-        None if before is None else bool(before.get("with_originals")),
+        with_originals,
     )
-    known = _Tally()
-    for record in source.known.values():
-        known.add(record, bad=record.edited is None or (bool(source.stored_originals) and record.original is None))
 
     waiting: list[CaseResult] = []
     async with AsyncExitStack() as stack:
@@ -226,18 +234,24 @@ async def _run(
             on_lock(lock())
 
 
+def _print(record: CaseRecord) -> bytes:
+    """What a record says, in 16 bytes: a long run that goes on does not hold its cases in memory."""
+    ordered = record.model_copy(update={"tags": dict(sorted(record.tags.items()))})
+    return hashlib.blake2b(ordered.model_dump_json().encode(), digest_size=16).digest()
+
+
 class _Source:
     """Cases on their way to the engine, which fetches them in threads: held ones are left out, and what a reader should know
     of the order is noted.
 
     Attributes:
-        known: cases that the run directory holds. with_originals: as far as seen.
+        known: prints of the cases that the run directory holds. with_originals: as far as seen.
     """
 
     def __init__(
         self,
         prepared: Iterator[PreparedCase],
-        known: Mapping[str, CaseRecord],
+        known: Mapping[str, bytes],
         out: str,
         stored_originals: bool | None,
     ) -> None:
@@ -263,7 +277,7 @@ class _Source:
                 held = self.known.get(one.record.case_id)
                 if held is None:
                     return JudgeableCase(one)
-                if held != one.record:
+                if held != _print(one.record):
                     raise UsageError(
                         f"out: {self._out!r} holds the case {one.record.case_id} with other columns; give another folder"
                     )

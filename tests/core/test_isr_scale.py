@@ -68,6 +68,20 @@ def test_a_quick_source_still_comes_in_order() -> None:
     assert [p.record.prompt for p in prepared] == [f"prompt {i}" for i in range(50)]
 
 
+def test_a_stream_that_goes_on_knows_its_cases_without_holding_them(tmp_path: Path) -> None:
+    def cases(**tags: Any) -> Iterator[isr.EditCase]:
+        for i in range(6):
+            yield isr.EditCase(picture(i), f"prompt {i}", id=str(i), tags=tags)
+
+    asked = judge()
+    assert len(list(isr.stream(cases(a=1, b="x"), judges=[asked], cache=False, out=tmp_path / "run"))) == 6
+    # The same tags in another order are the same tags.
+    assert not list(isr.stream(cases(b="x", a=1), judges=[asked], cache=False, out=tmp_path / "run"))
+    assert len(asked.asked) == 6
+    with pytest.raises(UsageError, match="with other columns"):
+        list(isr.stream(cases(b="y", a=1), judges=[asked], cache=False, out=tmp_path / "run"))
+
+
 # -------------------------------------------------------------------------------------------------------------- money
 
 
