@@ -47,7 +47,7 @@ class Draws:
             entry = entry[position]
         if tuple(entry.shape) != shape:
             raise UsageError(f"given[{name!r}] must have shape {shape}, not {tuple(entry.shape)}")
-        return entry if like is None else entry.to(device=like.device, dtype=like.dtype)
+        return entry if like is None else _onto(entry, like)
 
     def normal(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """Standard normal (B, *shape), with the device and dtype of `like`."""
@@ -56,7 +56,7 @@ class Draws:
         if found is not None:
             return found
         drawn = torch.stack([torch.randn(tuple(shape), generator=g) for g in self.generators])
-        return drawn.to(device=like.device, dtype=like.dtype)
+        return _onto(drawn, like)
 
     def uniform(self, name: str, shape: Sequence[int], like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform on [low, high), (B, *shape), with the device and dtype of `like`."""
@@ -65,7 +65,7 @@ class Draws:
         if found is not None:
             return found
         drawn = torch.stack([torch.rand(tuple(shape), generator=g) for g in self.generators])
-        return (low + (high - low) * drawn).to(device=like.device, dtype=like.dtype)
+        return _onto(low + (high - low) * drawn, like)
 
     def integer(self, name: str, low: int, high: int) -> Tensor:
         """Whole numbers from low to high, both inclusive, (B,) int64 on the CPU."""
@@ -81,6 +81,11 @@ class Draws:
     def restore(self, state: Tensor) -> None:
         for generator, row in zip(self.generators, state, strict=True):
             generator.set_state(row.clone())  # a row of a larger tensor is misread
+
+
+def _onto(drawn: Tensor, like: Tensor) -> Tensor:
+    """With the device and dtype of `like`; a GPU is not waited for."""
+    return drawn.to(device=like.device, dtype=like.dtype, non_blocking=True)
 
 
 class Encoded(NamedTuple):

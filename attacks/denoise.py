@@ -92,14 +92,16 @@ def draw_timestep(context: Context, low: int = 0, high: int = TRAIN_STEPS - 1) -
     t = context.draws.integer("timestep", min(low, highest), highest)
     if editor.prediction == "flow":
         values = torch.tensor([TRAIN_STEPS * sigma_of(int(k)) for k in t])
-        return values.to(device=editor.device, dtype=torch.float32)
-    return t.to(device=editor.device, dtype=torch.float32)
+        return values.to(device=editor.device, dtype=torch.float32, non_blocking=True)
+    return t.to(device=editor.device, dtype=torch.float32, non_blocking=True)
 
 
 def _highest(context: Context, high: int) -> int:
     if context.clean_encoded().cond is not None:
         return high
-    ceiling = first_timestep(context.editor)
+    if "first_timestep" not in context.cache:  # the same in every iteration, and read off a schedule on the device
+        context.cache["first_timestep"] = first_timestep(context.editor)
+    ceiling = context.cache["first_timestep"]
     if context.editor.prediction == "flow":
         return max((k for k in range(high + 1) if TRAIN_STEPS * sigma_of(k) <= ceiling), default=0)
     return min(high, max(int(ceiling), 0))

@@ -81,7 +81,9 @@ class EditShield(Objective):
         if clean:
             n = context.draws.normal("clean_noise", raw.shape[1:], raw)
             t = context.draws.integer("clean_timestep", 0, 999)
-            z_t = context.editor.noisy(context.editor.scaled(raw), t.to(device=raw.device, dtype=torch.float32), n)
+            z_t = context.editor.noisy(
+                context.editor.scaled(raw), t.to(device=raw.device, dtype=torch.float32, non_blocking=True), n
+            )
         else:
             t, n = draw_timestep_noise(context)
             z_t, _ = noisy_and_condition(context, Encoded(raw, None), t, n, path="both")

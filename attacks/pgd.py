@@ -27,6 +27,7 @@ Without `given`, image i draws from a generator seeded with its own seed, so res
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -52,6 +53,8 @@ from .steps import Moments, clip_pixels, descend, first_delta, project
 
 __all__ = ["PGD", "PGDResult", "Progress", "StepResult", "one_step", "to_tensor"]
 
+#: Iterations between looks at the losses, where nobody asks for them in each.
+READ_EVERY = 10
 Mask = PIL.Image.Image | npt.NDArray[Any]
 
 
@@ -297,6 +300,11 @@ class _Batch:
         self.histories: list[list[float]] = [[] for _ in members]
         self.best = [float("inf")] * len(members)
         self.stale = [0] * len(members)
+        #: (iteration, live pictures, losses) that are still on the device: reading them waits for it, so a GPU is read seldom.
+        self._unread: list[tuple[int, list[bool], Tensor]] = []
+        self._reads_each = (
+            editor.device.type == "cpu" or attack.pgd.patience is not None or attack.progress is not False
+        )
 
     def run(self) -> Iterator[tuple[int, PIL.Image.Image, list[float], Tensor]]:
         attack, settings, context = self.attack, self.attack.pgd, self.context
@@ -310,6 +318,7 @@ class _Batch:
         if store is not None and (held := store.load()) is not None:
             delta, first = self._resume(*held)
             x = (self.clean + delta).clamp(0, 1)
+        last = settings.iterations - 1
         with _bar(attack, self.place) as report:
             for iteration in range(first, settings.iterations):
                 live = [settings.patience is None or s < settings.patience for s in self.stale]
@@ -317,6 +326,7 @@ class _Batch:
                     break
                 context.iteration = iteration
                 losses, gradient = self._gradient(x)
+                self._unread.append((iteration, live, losses))
                 moved, self.moments = descend(delta, gradient, settings, iteration, self.moments)
                 moved, moved_x = clip_pixels(self._masked(project(self._masked(moved), settings)), self.clean, settings)
                 if all(live):
@@ -324,15 +334,12 @@ class _Batch:
                 else:
                     keep = torch.tensor(live, device=x.device).reshape(-1, 1, 1, 1)
                     delta, x = torch.where(keep, moved, delta), torch.where(keep, moved_x, x)
-                values = losses.tolist()
-                self._note(values, live)
-                if store is not None and (
-                    (iteration + 1) % attack.checkpoint_every == 0 or iteration + 1 == settings.iterations
-                ):
-                    self._save(store, delta, iteration + 1)
-                report(
-                    Progress(attack.name, *self.place, iteration + 1, settings.iterations, self.members, tuple(values))
-                )
+                saves = store is not None and ((iteration + 1) % attack.checkpoint_every == 0 or iteration == last)
+                if saves or iteration == last or self._reads_each or len(self._unread) >= READ_EVERY:
+                    values = self._read()
+                    if store is not None and saves:
+                        self._save(store, delta, iteration + 1)
+                    report(Progress(attack.name, *self.place, iteration + 1, settings.iterations, self.members, values))
         for i, image, one, history in zip(
             self.members, self.images, (x - self.clean).cpu(), self.histories, strict=True
         ):
@@ -354,13 +361,9 @@ class _Batch:
         if losses is None or gradient is None:
             raise UsageError("grad_reps must be at least 1")
         losses, gradient = losses.float() / repeats, gradient.to(x.dtype) / repeats
-        bad = (~torch.isfinite(gradient.flatten(1)).all(dim=1)) | ~torch.isfinite(losses)
-        if bool(bad.any()):
-            which = [self.members[i] for i in torch.nonzero(bad).flatten().tolist()]
-            raise IsrError(
-                f"{self.attack.name}: loss or gradient of images {which} is not finite in iteration {self.context.iteration + 1}; "
-                f'use precision="bfloat16" or "float32" instead of {self.attack.pgd.precision!r}, or another loss_scale'
-            )
+        # A gradient that is not finite makes its loss so, and is found when losses are read.
+        fine = torch.isfinite(gradient.flatten(1)).all(dim=1)
+        losses = torch.where(fine, losses, torch.full_like(losses, float("nan")))
         gradient = self._masked(gradient)
         if self.context.iteration == 0 and not bool(gradient.flatten(1).any(dim=1).all()):
             still = [self.members[i] for i in torch.nonzero(~gradient.flatten(1).any(dim=1)).flatten().tolist()]
@@ -370,6 +373,20 @@ class _Batch:
                 stacklevel=2,
             )
         return losses, gradient
+
+    def _read(self) -> tuple[float, ...]:
+        """Losses of the iterations since the last reading, into the histories, with one wait for the device; the last ones."""
+        rows = torch.stack([losses for _, _, losses in self._unread]).tolist()
+        for (iteration, live, _), values in zip(self._unread, rows, strict=True):
+            bad = [self.members[i] for i, value in enumerate(values) if not math.isfinite(value)]
+            if bad:
+                raise IsrError(
+                    f"{self.attack.name}: loss or gradient of images {bad} is not finite in iteration {iteration + 1}; "
+                    f'use precision="bfloat16" or "float32" instead of {self.attack.pgd.precision!r}, or another loss_scale'
+                )
+            self._note(values, live)
+        self._unread.clear()
+        return tuple(rows[-1])
 
     def _precision(self) -> AbstractContextManager[Any]:
         name = self.attack.pgd.precision

@@ -110,6 +110,7 @@ class DiffusionEditor(ABC):
         if vae_slicing:
             self.vae.enable_slicing()
         self._tiling = (vae_tiling, vae_slicing)
+        self._texts: dict[Any, Text] = {}
         self._defaults = self._checked({**self.DEFAULTS, **self._own_defaults(), **(defaults or {})})
         self._traits = traits or Traits(
             white_box=True,
@@ -288,6 +289,16 @@ class DiffusionEditor(ABC):
 
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Text: ...
+
+    def _text(self, prompts: Sequence[str]) -> Text:
+        """`embed`, remembered for the last few lists of prompts: an attack edits with the same ones in every iteration."""
+        kind = self._device.type
+        key = (tuple(prompts), torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind))
+        if key not in self._texts:
+            if len(self._texts) >= 4:
+                self._texts.clear()
+            self._texts[key] = self.embed(key[0])
+        return self._texts[key]
 
     def word_columns(self, prompt: str, word: str | None = None) -> tuple[int, ...]:
         """Text columns of a word of the prompt (all its sub-tokens), or of all content tokens, for `attention`.
@@ -492,7 +503,7 @@ class DiffusionEditor(ABC):
     def _randn(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
         """Float32 noise, drawn on the CPU so that every device edits with the same; row i from generator i."""
         rows = [torch.randn((1, *shape[1:]), generator=generator) for generator in generators]
-        return torch.cat(rows).to(self.device)
+        return torch.cat(rows).to(self.device, non_blocking=True)
 
     @contextmanager
     def _using(self, role: str) -> Iterator[None]:

@@ -130,7 +130,7 @@ def column_attention(
     wrong = [c for c in wanted if not 0 <= c < size]
     if wrong:
         raise UsageError(f"columns {wrong} are outside the {size} text columns of this editor")
-    index = torch.as_tensor(list(wanted), device=query.device)
+    index = torch.tensor(list(wanted), dtype=torch.long).to(query.device, non_blocking=True)
 
     def weights(part: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         logits = torch.matmul(part.float(), keys.float().transpose(-1, -2)) * scale

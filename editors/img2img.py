@@ -39,7 +39,7 @@ def sampled_latents(posterior: Any, generators: list[torch.Generator]) -> torch.
     """One sample per row of a diagonal Gaussian, row i from generator i, drawn on the CPU in float32."""
     mean, std = posterior.mean.float(), posterior.std.float()
     rows = [torch.randn((1, *mean.shape[1:]), generator=generator) for generator in generators]
-    sample: torch.Tensor = mean + std * torch.cat(rows).to(mean.device)
+    sample: torch.Tensor = mean + std * torch.cat(rows).to(mean.device, non_blocking=True)
     return sample
 
 
@@ -81,7 +81,7 @@ class Img2Img(UNetEditor):
         options = self._step_options(scheduler, settings, generators)
         scale = settings["guidance"]
         guided = scale > 1
-        text = self.embed(prompts)
+        text = self._text(prompts)
         if guided:
             text = joined([self._negative(settings, text), text])
 

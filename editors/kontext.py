@@ -118,7 +118,7 @@ class Kontext(FlowEditor):
         with self._using("transformer"):
             out: torch.Tensor = self.denoiser(
                 hidden_states=tokens.to(self.device, self._dtype),
-                timestep=tiled(t.to(self.device), batch, "t") / 1000,
+                timestep=tiled(t.to(self.device, non_blocking=True), batch, "t") / 1000,
                 guidance=scale,
                 pooled_projections=None if text.pooled is None else text.pooled.to(self._dtype),
                 encoder_hidden_states=text.hidden.to(self._dtype),
@@ -177,9 +177,9 @@ class Kontext(FlowEditor):
         cond = self.condition_of(self.latents(x))
         scheduler = self._scheduled(settings["steps"], (int(x.shape[-2]), int(x.shape[-1])))
         guided = settings["true_guidance"] > 1
-        text = self.embed(prompts)
+        text = self._text(prompts)
         if guided:
-            text = joined([self.embed([settings["negative_prompt"]] * len(prompts)), text])
+            text = joined([self._text([settings["negative_prompt"]] * len(prompts)), text])
 
         def denoise(noisy: torch.Tensor, t: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
             return self._velocity(noisy, t, text, image, settings["guidance"])

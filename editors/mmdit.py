@@ -112,7 +112,7 @@ class SD3Editor(FlowEditor):
         with self._using("transformer"):
             result: torch.Tensor = self.denoiser(
                 hidden_states=torch.cat(parts, dim=1).to(self.device, self._dtype),
-                timestep=tiled(t.to(self.device), batch, "t"),
+                timestep=tiled(t.to(self.device, non_blocking=True), batch, "t"),
                 encoder_hidden_states=text.hidden.to(self._dtype),
                 pooled_projections=None if text.pooled is None else text.pooled.to(self._dtype),
                 return_dict=False,
@@ -158,9 +158,9 @@ class SD3Img2Img(SD3Editor):
         scheduler = self._scheduled(settings["steps"], (int(x.shape[-2]), int(x.shape[-1])))
         timesteps = self._kept(scheduler, settings["steps"], settings["strength"])
         guided = settings["guidance"] > 1
-        text = self.embed(prompts)
+        text = self._text(prompts)
         if guided:
-            text = joined([self.embed([settings["negative_prompt"]] * len(prompts)), text])
+            text = joined([self._text([settings["negative_prompt"]] * len(prompts)), text])
 
         def denoise(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return self.predict(noisy, t, text, None)
@@ -233,9 +233,9 @@ class SD3Instruct(SD3Editor):
         cond = self.condition_of(self.latents(x))
         scheduler = self._scheduled(settings["steps"], (int(x.shape[-2]), int(x.shape[-1])))
         guided = settings["guidance"] > 1 and settings["image_guidance"] >= 1
-        text = self.embed(prompts)
+        text = self._text(prompts)
         if guided:
-            negative = self.embed([settings["negative_prompt"]] * len(prompts))
+            negative = self._text([settings["negative_prompt"]] * len(prompts))
             text = joined([text, negative, negative])
             cond = torch.cat([cond, cond, torch.zeros_like(cond)])
 

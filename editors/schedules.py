@@ -17,7 +17,7 @@ Kind = Literal["epsilon", "v_prediction", "flow"]
 
 def expand(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """(B,) → (B, 1, …, 1) with the device of `like`, to multiply with it."""
-    return value.to(like.device).reshape(-1, *([1] * (like.ndim - 1)))
+    return value.to(like.device, non_blocking=True).reshape(-1, *([1] * (like.ndim - 1)))
 
 
 def vp_levels(alphas_cumprod: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,7 +25,7 @@ def vp_levels(alphas_cumprod: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tens
 
     Fractional timesteps (Euler schedulers with linear spacing) interpolate σ = √((1−ᾱ)/ᾱ) linearly, as those schedulers do.
     """
-    table = alphas_cumprod.to(t.device, torch.float64)
+    table = alphas_cumprod.to(t.device, torch.float64, non_blocking=True)
     sigmas = ((1 - table) / table).sqrt()
     position = t.to(torch.float64).clamp(0, len(table) - 1)
     below = position.floor().long()

@@ -74,7 +74,7 @@ class UNetEditor(DiffusionEditor):
 
     def _negative(self, settings: Mapping[str, Any], text: Text) -> Text:
         """The text of the unconditional branch, one row per row of `text`."""
-        return self.embed([settings["negative_prompt"]] * len(text))
+        return self._text([settings["negative_prompt"]] * len(text))
 
     # -------------------------------------------------------------------------------------------------- denoiser
 
@@ -93,7 +93,7 @@ class UNetEditor(DiffusionEditor):
         with self._using("unet"):
             result: torch.Tensor = self.denoiser(
                 torch.cat(parts, dim=1).to(self.device, kind),
-                tiled(t.to(self.device), batch, "t"),
+                tiled(t.to(self.device, non_blocking=True), batch, "t"),
                 encoder_hidden_states=text.hidden.to(kind),
                 added_cond_kwargs=self._added(text, noisy),
                 return_dict=False,
@@ -195,7 +195,7 @@ class InstructPix2Pix(UNetEditor):
         options = self._step_options(scheduler, settings, generators)
         s_text, s_image = settings["guidance"], settings["image_guidance"]
         guided = s_text > 1 and s_image >= 1
-        text = self.embed(prompts)
+        text = self._text(prompts)
         if guided:
             negative = self._negative(settings, text)
             text = joined([text, negative, negative])

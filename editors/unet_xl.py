@@ -62,7 +62,7 @@ class XLText(UNetEditor):
         if settings["negative_prompt"] is None and self.zero_empty:
             pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
             return replace(text, hidden=torch.zeros_like(text.hidden), pooled=pooled)
-        return self.embed([settings["negative_prompt"] or ""] * len(text))
+        return self._text([settings["negative_prompt"] or ""] * len(text))
 
     def _added(self, text: Text, noisy: torch.Tensor) -> dict[str, torch.Tensor] | None:
         """Pooled text and (original, crop, target) sizes: all the working size, no crop."""

@@ -51,7 +51,7 @@ def normal(shape: tuple[int, ...], generator: Generators, like: Tensor) -> Tenso
                 f"generator must hold one generator per image: {shape[0]} images, {len(generator)} generators"
             )
         drawn = torch.stack([torch.randn(shape[1:], generator=g, device=g.device).to("cpu") for g in generator])
-    return drawn.to(device=like.device, dtype=like.dtype)
+    return drawn.to(device=like.device, dtype=like.dtype, non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,8 @@ class Rotation(Transform):
         b, _, h, w = x.shape
         c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         # Output → input in normalised coordinates; h/w keep the angle right on pictures that are not square.
-        theta = torch.tensor([[c, -s * h / w, 0.0], [s * w / h, c, 0.0]], dtype=x.dtype, device=x.device)
-        grid = F.affine_grid(theta.expand(b, 2, 3), [b, 3, h, w], align_corners=False)
+        theta = torch.tensor([[c, -s * h / w, 0.0], [s * w / h, c, 0.0]], dtype=x.dtype)
+        grid = F.affine_grid(theta.to(x.device, non_blocking=True).expand(b, 2, 3), [b, 3, h, w], align_corners=False)
         return F.grid_sample(x, grid, mode="bilinear", padding_mode=self.border, align_corners=False)
 
     def apply(self, x: Tensor, generator: Generators) -> Tensor:  # noqa: ARG002 - deterministic

@@ -55,7 +55,7 @@ class Blur(Transform):
 
     def apply(self, x: Tensor, generator: Generators) -> Tensor:  # noqa: ARG002 - deterministic
         size = self.size if self.size is not None else 2 * math.ceil(3 * self.sigma) + 1
-        kernel, r = gaussian_kernel(size, self.sigma).to(x), size // 2
+        kernel, r = gaussian_kernel(size, self.sigma).to(x, non_blocking=True), size // 2
         rows = F.conv2d(F.pad(x, (r, r, r, r), mode="replicate").flatten(0, 1)[:, None], kernel.view(1, 1, 1, -1))
         out: Tensor = F.conv2d(rows, kernel.view(1, 1, -1, 1)).reshape(x.shape)
         return out
