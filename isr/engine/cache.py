@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -157,9 +158,14 @@ class DiskCache:
         self.space = str(self.folder.resolve())
 
     def get(self, key: str) -> Call | None:
-        text = self._store.get(f"call:{key}")
-        if text is None:
-            return None
+        return self.get_many([key]).get(key)
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, Call]:
+        """The stored replies among these keys, read in one go."""
+        rows = _read_rows(self._store, [f"call:{key}" for key in keys])
+        return {(key := name.removeprefix("call:")): self._call(key, text) for name, text in rows.items()}
+
+    def _call(self, key: str, text: str) -> Call:
         try:
             call = Call.model_validate_json(text)
         except ValidationError as error:
@@ -172,7 +178,7 @@ class DiskCache:
 
     def put(self, key: str, call: Call) -> None:
         try:
-            self._store.set(f"call:{key}", call.model_dump_json())
+            _write_row(self._store, f"call:{key}", call.model_dump_json())
         except (sqlite3.Error, diskcache.Timeout) as error:
             raise OSError(f"{self.folder}: {error or 'the database stayed locked'}") from error
 
@@ -190,6 +196,40 @@ class DiskCache:
         return f"DiskCache({str(self.folder)!r})"
 
 
+#: Rows asked for in one statement; older SQLite takes 999 values at most.
+_AT_ONCE = 500
+
+
+def _read_rows(store: diskcache.Cache, names: Sequence[str]) -> dict[str, str]:
+    """Names → texts of the rows that exist. One statement where `Cache.get` would need one per row; each row passes through
+    the same `_TextDisk`, so nothing is unpickled and no file is opened."""
+    found: dict[str, str] = {}
+    for start in range(0, len(names), _AT_ONCE):
+        some = names[start : start + _AT_ONCE]
+        marks = ",".join("?" * len(some))
+        rows = store._sql(
+            f"SELECT key, mode, filename, value FROM Cache WHERE raw = 1 AND key IN ({marks})",  # noqa: S608 - marks only
+            some,
+        )
+        for name, mode, filename, value in rows:
+            found[name] = store.disk.fetch(mode, filename, value, False)
+    return found
+
+
+def _write_row(store: diskcache.Cache, name: str, text: str) -> None:
+    """The row that `Cache.set` would write, in one statement that is a transaction of its own. When this returns, the row
+    survives the end of the process."""
+    now = time.time()
+    written = store._sql(
+        "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)"
+        " VALUES (?, 1, ?, NULL, ?, 0, NULL, 0, ?, NULL, ?) ON CONFLICT (key, raw) DO UPDATE SET store_time = ?2,"
+        " expire_time = NULL, size = 0, mode = ?4, value = ?5 WHERE filename IS NULL",
+        (name, now, now, diskcache.core.MODE_RAW, text),
+    )
+    if not written.rowcount:
+        store.disk.remove("a file")  # refuses
+
+
 class _Memo(MutableMapping[str, Any]):
     """Small JSON values (what one look at a picture established) in the same store."""
 
@@ -197,13 +237,15 @@ class _Memo(MutableMapping[str, Any]):
         self._store = store
 
     def __getitem__(self, key: str) -> Any:
-        text = self._store.get(f"memo:{key}")
-        if text is None:
-            raise KeyError(key)
-        return json.loads(text)
+        return self.get_many([key])[key]
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, Any]:
+        """The values of those keys that exist, read in one go."""
+        rows = _read_rows(self._store, [f"memo:{key}" for key in keys])
+        return {name.removeprefix("memo:"): json.loads(text) for name, text in rows.items()}
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._store.set(f"memo:{key}", json.dumps(value))
+        _write_row(self._store, f"memo:{key}", json.dumps(value))
 
     def __delitem__(self, key: str) -> None:
         del self._store[f"memo:{key}"]

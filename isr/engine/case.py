@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +18,12 @@ __all__ = ["JudgeableCase"]
 class JudgeableCase:
     """One case on its way to the judges."""
 
-    __slots__ = ("_held", "_images", "_reading", "prepared")
+    __slots__ = ("_held", "_images", "_loading", "_reading", "prepared")
 
     def __init__(self, prepared: PreparedCase) -> None:
         self.prepared = prepared
         self._held: tuple[Picture, ...] | None = None
+        self._loading: asyncio.Task[tuple[Picture, ...]] | None = None
         self._reading = threading.Lock()
         pairs = (("original", prepared.original_sent), ("edited", prepared.edited_sent))
         self._images = tuple((role, image) for role, image in pairs if isinstance(image, ImageRef))
@@ -53,9 +55,17 @@ class JudgeableCase:
                 self._held = tuple(Picture(role, image.png(), image.digest, image.size) for role, image in self._images)
             return self._held
 
+    async def load(self) -> tuple[Picture, ...]:
+        """`pictures` in a thread, one for all judges that wait for them."""
+        if self._held is not None:
+            return self._held
+        if self._loading is None:
+            self._loading = asyncio.create_task(asyncio.to_thread(self.pictures))
+        return await asyncio.shield(self._loading)
+
     def release(self) -> None:
         """Let go of the pictures: the case is judged."""
-        self._held = None
+        self._held = self._loading = None
 
     def columns(self) -> Mapping[str, Any]:
         """What a *local* judge may look at: what kind of picture and prompt it is, never how it was made (no method, arm

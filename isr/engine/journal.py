@@ -26,6 +26,8 @@ from ..store import MAX_LINE, RunFiles, is_digest
 __all__ = ["Chunk", "Item", "Journal", "exclusive"]
 
 JOURNAL = "batches.jsonl"
+#: Different messages of one job that are kept; further ones keep their reason only.
+MAX_DETAILS = 500
 
 
 class Item(NamedTuple):
@@ -98,8 +100,15 @@ class Journal:
         """`failures`: per key without a reply, why."""
         by_reason: dict[tuple[str, str], list[str]] = {}
         for key, why in failures.items():
-            by_reason.setdefault((why.reason, why.detail), []).append(key)
-        kept = tuple(Unanswered(why=failures[keys[0]], keys=tuple(keys)) for keys in by_reason.values())
+            name = (why.reason, why.detail)
+            # Messages that all differ (a request id in each) would make a row that is too long to be read back.
+            if name not in by_reason and len(by_reason) >= MAX_DETAILS:
+                name = (why.reason, "")
+            by_reason.setdefault(name, []).append(key)
+        kept = tuple(
+            Unanswered(why=failures[keys[0]].model_copy(update={"detail": detail}), keys=tuple(keys))
+            for (_, detail), keys in by_reason.items()
+        )
         self._write(_Row(event="collected", label=label, state=state, received=received, unanswered=kept))
 
     def dropped(self, label: str, state: str) -> None:

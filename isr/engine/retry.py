@@ -114,8 +114,21 @@ async def with_retry(
         before_sleep=note_wait,
         reraise=True,
     )
+    first: TransientError | None = None
     try:
-        result: T = await retrying(attempt)
+        return await attempt(), tuple(attempts)  # the usual case: nothing to try again
+    except TransientError as error:
+        first = error
+
+    async def go_on() -> T:
+        nonlocal first
+        if first is None:
+            return await attempt()
+        failed, first = first, None
+        raise failed
+
+    try:
+        result: T = await retrying(go_on)
     except TransientError as error:
         raise Exhausted(error, tuple(attempts)) from error
     return result, tuple(attempts)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from ..schema import Judgement, NotAsked, Verdict
@@ -13,6 +15,11 @@ from .runner import JudgeRunner
 __all__ = ["judge_cases"]
 
 C = TypeVar("C", bound=JudgeableCase)
+
+#: What is stored of a case, per judge (see `JudgeRunner.stored`).
+Stored = tuple[Judgement | None, ...]
+#: Cases whose stored judgements are read together.
+_LOOK_UP = 64
 
 
 async def judge_cases(
@@ -41,19 +48,26 @@ async def judge_cases(
     lock = asyncio.Lock()
     stopped = asyncio.Event()
 
-    async def take() -> C | None:
+    ahead: deque[tuple[C, Stored]] = deque()
+
+    async def take() -> tuple[C, Stored] | None:
         if stopped.is_set():
             return None
-        if not lazy_source:
-            return next(source, None)
-        async with lock:
-            return await asyncio.to_thread(next, source, None)
+        if lazy_source:
+            async with lock:
+                case = await asyncio.to_thread(next, source, None)
+            return None if case is None else (case, tuple(r.stored([case])[0] for r in runners))
+        if not ahead:
+            some = list(islice(source, _LOOK_UP))
+            ahead.extend(zip(some, zip(*(r.stored(some) for r in runners), strict=True), strict=True))
+        return ahead.popleft() if ahead else None
 
     async def worker() -> None:
         try:
-            while (case := await take()) is not None:
+            while (taken := await take()) is not None:
+                case, stored = taken
                 try:
-                    judgements = await (_lazily(case, runners) if lazy else _all(case, runners))
+                    judgements = await (_lazily if lazy else _all)(case, runners, stored)
                 finally:
                     case.release()
                 await done.put((case, judgements))
@@ -94,28 +108,35 @@ def _being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def _all(case: JudgeableCase, runners: Sequence[JudgeRunner]) -> tuple[Judgement, ...]:
+async def _all(case: JudgeableCase, runners: Sequence[JudgeRunner], stored: Stored) -> tuple[Judgement, ...]:
     """All judges at once. Every one finishes (and stores its reply) even where another stops."""
-    results = await asyncio.gather(*(r.judge_case(case) for r in runners), return_exceptions=True)
+    asked = [r for r, known in zip(runners, stored, strict=True) if known is None]
+    results = await asyncio.gather(*(r.judge_case(case) for r in asked), return_exceptions=True) if asked else []
+    answered = iter(results)
     judgements: list[Judgement] = []
-    for result in results:
+    for runner, known in zip(runners, stored, strict=True):
+        if known is not None:
+            runner.used(known)
+        result = next(answered) if known is None else known
         if isinstance(result, BaseException):
             raise result
         judgements.append(result)
     return tuple(judgements)
 
 
-async def _lazily(case: JudgeableCase, runners: Sequence[JudgeRunner]) -> tuple[Judgement, ...]:
+async def _lazily(case: JudgeableCase, runners: Sequence[JudgeRunner], stored: Stored) -> tuple[Judgement, ...]:
     judgements: list[Judgement] = []
     settled = False
-    for runner in runners:
+    for runner, known in zip(runners, stored, strict=True):
         if settled:
             answer = NotAsked(reason="lazy")
             judgements.append(
                 Judgement(case_id=case.record.case_id, judge=runner.name, fingerprint=runner.fingerprint, answer=answer)
             )
             continue
-        judgement = await runner.judge_case(case)
+        if known is not None:
+            runner.used(known)
+        judgement = await runner.judge_case(case) if known is None else known
         judgements.append(judgement)
         settled = isinstance(judgement.answer, Verdict) and not judgement.answer.defeated
     return tuple(judgements)

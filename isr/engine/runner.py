@@ -6,8 +6,11 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import threading
+import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,6 +36,10 @@ REASKS = 1
 #: Answers that never came from a received reply, and so are never stored (docs/definitions.md, section 6).
 NEVER_STORED = frozenset({"exhausted", "judge_error", "over_budget", "bad_image", "expired"})
 
+
+#: A look into the cache holds for so many seconds: another process that has the reply to a question since then asked it
+#: while this one was about to, which no look prevents.
+LOOK_HOLDS = 5.0
 
 #: Questions on their way in this process, by cache and key.
 _FLYING: dict[tuple[str, str], Future[Call]] = {}
@@ -118,7 +125,36 @@ class JudgeRunner:
         self._space = getattr(cache, "space", None) or f"{id(cache)}"
         #: Questions (key of the first ask) that this run asked anew after a stored no-verdict: once each.
         self._again: set[str] = set()
+        #: When the cache had no reply to the questions that are on their way.
+        self._looked: dict[str, float] = {}
         self.served: Counter[str] = Counter()
+
+    def stored(self, cases: Sequence[JudgeableCase]) -> list[Judgement | None]:
+        """Per case the judgement that stored verdicts make, or None where anything else is to be done; `judge_case` gives the
+        same, and these are read together. Tell `used` which of them enter the run."""
+        if self._cache is None:
+            return [None] * len(cases)
+        votes = range(self._settings.votes)
+        keys = [[] if c.problem() is not None else [self._key(c, vote, 0) for vote in votes] for c in cases]
+        wanted = [key for row in keys for key in row]
+        many = getattr(self._cache, "get_many", None)
+        if many is None:
+            return [None] * len(cases)
+        found: Mapping[str, Call] = many(wanted)
+        made: list[Judgement | None] = []
+        for case, row in zip(cases, keys, strict=True):
+            calls = [found[key] for key in row if key in found]
+            if not row or len(calls) < len(row) or not all(isinstance(c.answer, Verdict) for c in calls):
+                made.append(None)
+                continue
+            answer = combine_votes([c.answer for c in calls])
+            made.append(self._judgement(case, answer, tuple(c.model_copy(update={"cached": True}) for c in calls)))
+        return made
+
+    def used(self, judgement: Judgement) -> None:
+        """A judgement of `stored` enters the run."""
+        for call in judgement.calls:
+            self._saw(call)
 
     async def judge_case(self, case: JudgeableCase) -> Judgement:
         """Every vote of this judge on one case. Content problems become `NoVerdict`s.
@@ -155,7 +191,11 @@ class JudgeRunner:
             elif (shared := await self._shared(key)) is not None:
                 calls.append(shared)
             elif self._due(calls, self._key(case, vote, 0)):
-                calls.append(await self._once(case, vote, ask, key))
+                self._looked[key] = time.monotonic()
+                try:
+                    calls.append(await self._once(case, vote, ask, key))
+                finally:
+                    self._looked.pop(key, None)
             if len(calls) == ask or isinstance(calls[-1].answer, Verdict):
                 return calls
 
@@ -215,7 +255,7 @@ class JudgeRunner:
 
     async def _call(self, case: JudgeableCase, vote: int, ask: int, key: str) -> Call:
         try:
-            pictures: tuple[Picture, ...] = await asyncio.to_thread(case.pictures)
+            pictures: tuple[Picture, ...] = await case.load()
         except (IntegrityError, OSError) as error:
             answer = NoVerdict(reason="bad_image", detail=str(error)[:300])
             return Call(vote=vote, ask=ask, answer=answer, failure=answer)
@@ -260,9 +300,12 @@ class JudgeRunner:
     async def _attempt(self, question: Question, key: str) -> Reply:
         async with self._limiter.slot():
             # Another process may have received this reply while we waited for a place.
-            stored = self._cache.get(key) if self._cache is not None else None
-            if stored is not None:
-                raise _Stored(stored)
+            now = time.monotonic()
+            if self._cache is not None and now - self._looked.get(key, -math.inf) > LOOK_HOLDS:
+                stored = self._cache.get(key)
+                if stored is not None:
+                    raise _Stored(stored)
+                self._looked[key] = now
             reply = await self._paid(question)
         _check_reply(reply, self.name)
         self._limiter.spent((reply.usage.input_tokens or 0) + (reply.usage.output_tokens or 0))

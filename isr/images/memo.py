@@ -93,7 +93,8 @@ class FileMemo:
         for key, look in keys.items():
             row = rows.get(key)
             facts = _read(row)
-            if facts is not None and isinstance(file := row.get("file"), str) and _HEX.fullmatch(file):
+            file = row.get("file") if isinstance(row, dict) else None
+            if facts is not None and isinstance(file, str) and _HEX.fullmatch(file):
                 found[look] = file, facts
         return found
 
