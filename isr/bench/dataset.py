@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import Problem, ProblemsError, UsageError
+from ..errors import IntegrityError, Problem, ProblemsError, UsageError
 from ..images import ImageError, ImageRef, as_image
+from ..store import is_digest
 from .experiment import Experiment
 
-__all__ = ["Item", "load_items"]
+__all__ = ["Item", "StoredItem", "load_items", "stored_items"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,51 @@ class Item:
     def prompt(self) -> str:
         """The original prompt, which immunizers may know."""
         return self.prompts[0][1]
+
+    @property
+    def digest(self) -> str:
+        """Of the original."""
+        return self.original.digest
+
+    def record(self) -> dict[str, Any]:
+        """JSON-able, as kept in the run: all that a plan needs, so that a run can be read where its data set is not."""
+        return {
+            "image_id": self.image_id, "original": self.digest, "category": self.category,
+            "prompts": [list(p) for p in self.prompts],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredItem:
+    """One picture as a run recorded it. digest: of its original."""
+
+    image_id: str
+    digest: str
+    prompts: tuple[tuple[str, str], ...]
+    category: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        return self.prompts[0][1]
+
+
+def stored_items(info: Mapping[str, Any], where: str) -> list[StoredItem]:
+    """The pictures of a run, from its experiment.json; empty for runs that recorded none.
+
+    Raises:
+        IntegrityError: they are not what a run records.
+    """
+    found = []
+    for row in info.get("items", ()):
+        try:
+            prompts = tuple((str(kind), str(text)) for kind, text in row["prompts"])
+            item = StoredItem(str(row["image_id"]), str(row["original"]), prompts, row.get("category"))
+        except (TypeError, KeyError, ValueError) as error:
+            raise IntegrityError(f"{where}: a picture under 'items' is not of this layout ({error!r})") from error
+        if not is_digest(item.digest) or not prompts or not isinstance(item.category, str | None):
+            raise IntegrityError(f"{where}: a picture under 'items' needs a digest, prompts and a category")
+        found.append(item)
+    return found
 
 
 def load_items(experiment: Experiment) -> list[Item]:

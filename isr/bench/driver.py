@@ -46,7 +46,7 @@ def begin(files: ExperimentFiles, plan: Plan) -> None:
     experiment = plan.experiment
     counts: dict[str, int] = {kind: plan.count(kind) for kind in KINDS}
     counts |= {"cases": len(plan.cases), "controls": len({c.control for c in plan.cases})}
-    images = [item.image_id for item in plan.items]
+    items = [item.record() for item in plan.items]
     if not files.exists():
         others = [p.name for p in files.folder.iterdir() if p.name != ".lock"] if files.folder.exists() else []
         if others:
@@ -69,13 +69,13 @@ def begin(files: ExperimentFiles, plan: Plan) -> None:
             told = ", ".join(f"{k} {stored['versions'][k]} → {now.get(k)}" for k in changed)
             warnings.warn(f"run: versions differ from those of the first start: {told}", stacklevel=2)
         same = stored.get("hash") == experiment.hash and stored.get("plan") == counts
-        if same and stored.get("images") == images:
+        if same and stored.get("items") == items:
             return
         if stored.get("hash") != experiment.hash:
             stored["history"] = [*stored.get("history", []), stored.get("hash")]
     files.write_record(
         "experiment.json",
-        {**stored, "hash": experiment.hash, "plan": counts, "images": images, "experiment": experiment.record()},
+        {**stored, "hash": experiment.hash, "plan": counts, "items": items, "experiment": experiment.record()},
     )
 
 
@@ -191,6 +191,8 @@ def make_pictures(
 
     def png(name: str) -> bytes:
         kind, _, key = name.partition(":")
+        if kind == "text":
+            return key.encode("utf-8")
         digest = key if kind == "picture" else str(keeper.rows[key].digest)
         if digest in pictures:
             return pictures[digest].png()

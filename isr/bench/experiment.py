@@ -24,14 +24,18 @@ from pydantic import (
 
 from ..errors import IsrError, UsageError
 from ..registry import ATTACKS, CONSENSUS, EDITORS, PURIFIERS, Registry
+from .similarity import Similarity
 
 __all__ = [
-    "SHIPPED", "AttackEntry", "DataEntry", "EditorEntry", "Experiment", "JudgingEntry", "PairEntry", "PurifierEntry",
+    "METRIC_NAMES", "SET_METRICS", "SHIPPED", "AttackEntry", "DataEntry", "EditorEntry", "Experiment", "JudgingEntry", "PairEntry", "PurifierEntry",
     "canonical_json", "load_experiment", "shipped_text",
 ]  # fmt: skip
 
 #: Experiment files in the package.
 SHIPPED = ("quick", "miniworld", "paper")
+#: Image metrics (`isr.metrics.metric_names`; here without torch), and those that have one value for a whole set.
+METRIC_NAMES = ("psnr", "ssim", "vifp", "fsim", "fsimc", "lpips", "lpips-vgg", "clip", "fid", "precision")
+SET_METRICS = frozenset({"fid", "precision"})
 #: Options that decide how a run is made, or that would weaken a safety rule: never from a file.
 _REFUSED = frozenset({"allow_pickle", "trust_remote_code", "checkpoint", "checkpoint_every", "progress"})
 
@@ -71,6 +75,16 @@ def _options(options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 Label = Annotated[str, Field(max_length=80, pattern=r"^[^\x00-\x1f]*$")]
+
+
+def _metric(name: Any, info: ValidationInfo) -> Any:
+    stored = bool(info.context and info.context.get("stored"))
+    if isinstance(name, str) and not stored and name not in METRIC_NAMES:
+        raise ValueError(f"there is no metric {name!r}; there are {', '.join(METRIC_NAMES)}")
+    return name
+
+
+MetricName = Annotated[str, BeforeValidator(_metric)]
 
 
 class DataEntry(_Part):
@@ -225,6 +239,8 @@ class Experiment(_Part):
         purifiers: applied before the edit; no purifier is always among them.
         metrics: of `isr.metrics`, between the edit of the immunized image and the control edit. protection: between the
             immunized image and the original.
+        similarity: of an unseen prompt to the optimised one: "words" (words in common) and, where CLIP's weights are in the
+            user's cache, "clip-text".
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -237,8 +253,9 @@ class Experiment(_Part):
     purifiers: tuple[Annotated[PurifierEntry, BeforeValidator(_purifier)], ...] = ()
     noise: NoiseEntry | None = None
     seeds: SeedsEntry = SeedsEntry()
-    metrics: tuple[str, ...] = ()
-    protection: tuple[str, ...] = ()
+    metrics: tuple[MetricName, ...] = ()
+    protection: tuple[MetricName, ...] = ()
+    similarity: tuple[Similarity, ...] = ("words",)
     judging: JudgingEntry = JudgingEntry()
     batch: BatchEntry = BatchEntry()
     tables: TablesEntry = TablesEntry()
@@ -257,6 +274,9 @@ class Experiment(_Part):
                 raise ValueError(f"{what}: {twice[0]!r} stands twice; give each a label of its own")
         if "none" in [p.title for p in self.purifiers]:
             raise ValueError("purifiers: 'none' is always there; leave it out")
+        whole = sorted(SET_METRICS & set(self.protection))
+        if whole:
+            raise ValueError(f"protection: {whole[0]!r} is a metric of whole sets of edits; put it under metrics")
         if self.noise is not None and "noise" in [a.title for a in self.attacks]:
             raise ValueError("attacks: 'noise' is the noise arm already ([noise]); label the attack otherwise")
 

@@ -1,4 +1,5 @@
-"""Qualitative grids (the paper's Figs. 1 and 4): original, control edit, and every method's edit of the same picture."""
+"""Qualitative grids: original, control edit and every method's edit (the paper's Figs. 1 and 4), and the edits on which a
+metric and the judges disagree most (Figs. 2 and 3)."""
 
 from __future__ import annotations
 
@@ -12,20 +13,23 @@ import PIL.Image
 import PIL.ImageDraw
 
 from ..errors import UsageError
+from .misleading import misleading
 from .plan import NONE
 from .results import Results
 
-__all__ = ["Rule", "choose", "grid", "write_grid"]
+__all__ = ["Rule", "choose", "grid", "misleading_grid", "write_grid", "write_misleading"]
 
 Rule = Literal["first", "differ", "all-defeated", "none-defeated"]
 _KEY = ["image_id", "prompt", "redraw"]
 _TEXT = 34
+#: digest of the picture (None: an empty cell), and the outcome under it.
+_Cell = tuple[str | None, str]
 
 
 def _places(results: Results, target: str | None) -> pd.DataFrame:
     frame = results.frame
     if frame.empty:
-        raise UsageError("figure: nothing is judged yet, so there is nothing to choose from")
+        raise UsageError("figure: no edits are there yet, so there is nothing to choose from")
     chosen = frame[(frame["purifier"] == NONE) & (frame["source"] == frame["target"]) & (frame["table"] == "main")]
     targets = list(dict.fromkeys(chosen["target"]))
     wanted = target or (targets[0] if targets else "")
@@ -46,6 +50,8 @@ def choose(
     """
     if rule not in get_args(Rule):
         raise UsageError(f"rule must be one of {', '.join(get_args(Rule))}, not {rule!r}")
+    if rule != "first" and results.report is None:
+        raise UsageError(f"rule: {rule!r} needs outcomes, and this run is not judged; use 'first' or ids")
     frame = _places(results, target)
     missing = sorted(set(ids) - set(frame["image_id"]))
     if missing:
@@ -77,39 +83,72 @@ def grid(
         raise UsageError("rows: nothing fits the rule; choose another one or give ids")
     frame = _places(results, target)
     methods = list(dict.fromkeys(frame["method"]))
-    heads = ["original", "control edit", *methods]
+    drawn: list[tuple[str, list[_Cell]]] = []
+    for image_id, prompt, redraw in rows:
+        cases = frame[(frame["image_id"] == image_id) & (frame["prompt"] == prompt) & (frame["redraw"] == redraw)]
+        cells = _before(results, cases.iloc[0])
+        for method in methods:
+            mine = cases[cases["method"] == method]
+            cells.append((None, "") if mine.empty else _edit(results, mine.iloc[0]))
+        drawn.append((prompt, cells))
+    return _sheet(results, ["original", "control edit", *methods], drawn, side)
+
+
+def misleading_grid(
+    results: Results, metric: str, *, n: int = 4, target: str | None = None, side: int = 192
+) -> PIL.Image.Image:
+    """The edits on which the metric's ranking and the judges disagree most (isr/bench/misleading.py): one row per case,
+    columns original, control edit, immunized image, its edit; metric value and rank in words beneath."""
+    cases = misleading(results, metric, n=n, target=target)
+    drawn: list[tuple[str, list[_Cell]]] = []
+    for _, case in cases.iterrows():
+        step = results.steps.get(str(case["step"]))
+        made = "" if step is None else step.inputs[0].removeprefix("step:")
+        immunized = results.steps[made].digest if made in results.steps else None
+        words = (
+            f"{case['method']}: {metric} {case['value']:.3f}, rank {case['far']:.2f} (1: farthest).  {case['prompt']}"
+        )
+        drawn.append((words, [*_before(results, case), (immunized, ""), _edit(results, case)]))
+    return _sheet(results, ["original", "control edit", "immunized", "its edit"], drawn, side)
+
+
+def _before(results: Results, case: pd.Series[Any]) -> list[_Cell]:
+    record = results.records[str(case["case_id"])]
+    control = results.records.get(record.control or "")
+    return [(record.original, ""), (None if control is None else control.edited, _word(case["control"]))]
+
+
+def _edit(results: Results, case: pd.Series[Any]) -> _Cell:
+    return results.records[str(case["case_id"])].edited, _word(case["outcome"])
+
+
+def _word(outcome: Any) -> str:
+    return outcome if isinstance(outcome, str) else ""
+
+
+def _sheet(
+    results: Results, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[_Cell]]], side: int
+) -> PIL.Image.Image:
     sheet = PIL.Image.new("RGB", (len(heads) * (side + 6) + 6, len(rows) * (side + 2 * _TEXT) + _TEXT), "white")
     draw = PIL.ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
-        draw.text((6 + column * (side + 6), 10), head[:28], fill="black")
-    by_id = {} if results.report is None else {c.case_id: c for c in results.report.case_records}
-    for line, key in enumerate(rows):
+        draw.text((6 + column * (side + 6), 10), _plain(head)[:28], fill="black")
+    for line, (words, cells) in enumerate(rows):
         top = _TEXT + line * (side + 2 * _TEXT)
-        cases = frame[(frame["image_id"] == key[0]) & (frame["prompt"] == key[1]) & (frame["redraw"] == key[2])]
-        draw.text(
-            (6, top + side + 16),
-            f"“{' '.join(key[1].split())[:90]}”".encode("latin-1", "replace").decode("latin-1"),
-            fill="black",
-        )
-        first = by_id[cases["case_id"].iloc[0]]
-        control = by_id.get(first.control or "")
-        cells: list[tuple[str | None, str]] = [
-            (first.original, ""),
-            (None if control is None else control.edited, str(cases["control"].iloc[0])),
-        ]
-        for method in methods:
-            mine = cases[cases["method"] == method]
-            cells.append(
-                (None, "") if mine.empty else (by_id[mine["case_id"].iloc[0]].edited, str(mine["outcome"].iloc[0]))
-            )
+        draw.text((6, top + side + 16), _plain(words)[:120], fill="black")
         for column, (digest, outcome) in enumerate(cells):
             left = 6 + column * (side + 6)
-            png = None if digest is None or results.report is None else results.report.picture(digest)
+            png = None if digest is None else results.picture(digest)
             if png is not None:
                 sheet.paste(_cell(png, side), (left, top))
             word = {"success": "defeated", "failure": "not defeated"}.get(outcome, outcome)
             draw.text((left, top + side + 2), word, fill={"success": "#0a6", "failure": "#b20"}.get(outcome, "gray"))
     return sheet
+
+
+def _plain(text: str) -> str:
+    """One line that the built-in font can draw."""
+    return " ".join(str(text).split()).encode("latin-1", "replace").decode("latin-1")
 
 
 def _cell(png: bytes, side: int) -> PIL.Image.Image:
@@ -132,3 +171,11 @@ def write_grid(
     rows = choose(results, rule=rule, ids=ids, n=n, target=target)
     grid(results, rows, target=target).save(path, "PNG")
     return len(rows)
+
+
+def write_misleading(
+    results: Results, path: str | Path, metric: str, *, n: int = 4, target: str | None = None
+) -> pd.DataFrame:
+    """Write the grid of the edits on which a metric misleads most as PNG; returns the cases."""
+    misleading_grid(results, metric, n=n, target=target).save(path, "PNG")
+    return misleading(results, metric, n=n, target=target)

@@ -1,6 +1,6 @@
 """The store of an experiment: a run directory (isr/store.py) with the steps beside the cases.
 
-    experiment.json     the experiment as planned, its hash, the ids of its pictures in order, versions (replaced atomically)
+    experiment.json     the experiment as planned, its hash, its pictures in order, versions (replaced atomically)
     steps.jsonl         one `StepRow` per finished step, append-only
     card.json           the result card (isr/bench/card.py)
     .lock               held by the process that writes

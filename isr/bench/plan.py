@@ -10,20 +10,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from .dataset import Item
-from .experiment import AttackEntry, EditorEntry, Experiment, PurifierEntry, canonical_json
+from .experiment import SET_METRICS, AttackEntry, EditorEntry, Experiment, PurifierEntry, canonical_json
 
 __all__ = [
-    "KINDS", "NONE", "PIPELINE", "SET_METRICS", "CaseSpec", "Cell", "Job", "Kind", "Plan", "Step", "cell_of", "editor_record", "image_seed",
-    "make_plan", "step_key",
+    "KINDS", "NONE", "PIPELINE", "CaseSpec", "Cell", "Job", "Kind", "Plan", "Step", "cell_of", "editor_record", "image_seed",
+    "make_plan", "planned_cases", "step_key",
 ]  # fmt: skip
 
 Kind = Literal["immunize", "edit", "measure"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-#: Metrics with one value for a whole set of pictures; the others have one per pair.
-SET_METRICS = frozenset({"fid", "precision"})
 #: No purifier, as tables print it.
 NONE = "none"
 #: What a step does; a change that alters results changes this number, and old steps no longer count as done.
@@ -47,7 +45,7 @@ class Step:
 
     Attributes:
         key: its name. kind: what is done. spec: how (shared by a batch).
-        inputs: "picture:<digest>" of an original, or "step:<key>" of an earlier step's picture.
+        inputs: "picture:<digest>" of an original, "step:<key>" of an earlier step's picture, or "text:<prompt>".
         prompt, seed: of this picture.
     """
 
@@ -167,8 +165,27 @@ def _purifier_record(experiment: Experiment, entry: PurifierEntry | None) -> dic
     return {"name": entry.name, "editor": editor, "options": dict(entry.options)}
 
 
+class _Picture(Protocol):
+    """What a plan needs to know of a picture (an `Item`, or what a run recorded of it)."""
+
+    @property
+    def image_id(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def prompts(self) -> tuple[tuple[str, str], ...]: ...
+
+    @property
+    def category(self) -> str | None: ...
+
+    @property
+    def prompt(self) -> str: ...
+
+
 class _Builder:
-    def __init__(self, experiment: Experiment, items: Sequence[Item]) -> None:
+    def __init__(self, experiment: Experiment, items: Sequence[_Picture]) -> None:
         self.experiment = experiment
         self.items = items
         self.steps: dict[str, Step] = {}
@@ -180,7 +197,7 @@ class _Builder:
         step = Step.of(kind, spec, inputs, **more)
         return self.steps.setdefault(step.key, step)
 
-    def immunize(self, attack: AttackEntry | None, source: EditorEntry | None, item: Item) -> Step:
+    def immunize(self, attack: AttackEntry | None, source: EditorEntry | None, item: _Picture) -> Step:
         if attack is None:
             noise = self.experiment.noise
             spec: dict[str, Any] = {
@@ -192,10 +209,10 @@ class _Builder:
             made_on = None if source is None else editor_record(source)
             spec = {"attack": attack.name, "options": dict(attack.options), "source": made_on}
         seed = image_seed(self.experiment.seeds.base, item.image_id)
-        made = self.step("immunize", spec, [f"picture:{item.original.digest}"], prompt=item.prompt, seed=seed)
+        made = self.step("immunize", spec, [f"picture:{item.digest}"], prompt=item.prompt, seed=seed)
         if self.experiment.protection:
             told = {"metrics": list(self.experiment.protection), "against": "original"}
-            inputs = [f"step:{made.key}", f"picture:{item.original.digest}"]
+            inputs = [f"step:{made.key}", f"picture:{item.digest}"]
             self.protection[made.key] = self.step("measure", told, inputs, prompt=item.prompt).key
         return made
 
@@ -207,7 +224,8 @@ class _Builder:
         }
         return self.step("edit", spec, [picture], prompt=prompt, seed=seed)
 
-    def build(self) -> Plan:
+    def lay_out(self) -> None:
+        """All steps and cases."""
         e = self.experiment
         arms: list[tuple[AttackEntry | None, EditorEntry | None, EditorEntry]] = []
         for target in dict.fromkeys(p.target for p in e.matrix):
@@ -224,11 +242,8 @@ class _Builder:
             for purifier in (None, *e.purifiers):
                 for item in self.items:
                     self._picture(attack, source, target_entry, purifier, item)
-        sets = self._sets()
-        jobs = _jobs(e, self.steps.values())
-        return Plan(e, tuple(self.items), dict(self.steps), jobs, tuple(self.cases), dict(self.protection), sets)
 
-    def _sets(self) -> dict[Cell, str]:
+    def sets(self) -> dict[Cell, str]:
         names = [name for name in self.experiment.metrics if name in SET_METRICS]
         cells: dict[Cell, list[CaseSpec]] = {}
         for case in self.cases if names else ():
@@ -247,16 +262,19 @@ class _Builder:
         source: EditorEntry | None,
         target: EditorEntry,
         purifier: PurifierEntry | None,
-        item: Item,
+        item: _Picture,
     ) -> None:
         e = self.experiment
         immunized = self.immunize(attack, source, item)
         for number, (kind, prompt) in enumerate(item.prompts):
             if kind not in e.prompts.kinds:
                 continue
+            if kind == "unseen" and "clip-text" in e.similarity:
+                told = {"metrics": ["clip-text"], "against": "prompt"}
+                self.step("measure", told, [f"text:{item.prompt}"], prompt=prompt)
             for redraw in range(e.seeds.redraws):
                 seed = image_seed(e.seeds.base, item.image_id, redraw)
-                control = self.edit(target, purifier, f"picture:{item.original.digest}", prompt, seed)
+                control = self.edit(target, purifier, f"picture:{item.digest}", prompt, seed)
                 edit = self.edit(target, purifier, f"step:{immunized.key}", prompt, seed)
                 measure = None
                 if self.pairwise:
@@ -265,7 +283,7 @@ class _Builder:
                 self.cases.append(
                     CaseSpec(
                         edit=edit.key, control=control.key, immunize=immunized.key, measure=measure, image_id=item.image_id,
-                        original=item.original.digest, prompt=prompt, prompt_kind=kind, unseen=number, category=item.category,
+                        original=item.digest, prompt=prompt, prompt_kind=kind, unseen=number, category=item.category,
                         method="noise" if attack is None else attack.title, source="" if source is None else source.title,
                         target=target.title, purifier=NONE if purifier is None else purifier.title, seed=seed, redraw=redraw,
                         arm="noise" if attack is None else "immunized", table="main" if attack is None else attack.table,
@@ -295,4 +313,15 @@ def _resource(step: Step) -> str:
 
 def make_plan(experiment: Experiment, items: Sequence[Item]) -> Plan:
     """The plan of an experiment on these pictures; the same every time."""
-    return _Builder(experiment, items).build()
+    builder = _Builder(experiment, items)
+    builder.lay_out()
+    sets = builder.sets()
+    jobs = _jobs(experiment, builder.steps.values())
+    return Plan(experiment, tuple(items), builder.steps, jobs, tuple(builder.cases), builder.protection, sets)
+
+
+def planned_cases(experiment: Experiment, items: Sequence[_Picture]) -> list[CaseSpec]:
+    """The cases alone, in order: for reading a run whose data set is not at hand."""
+    builder = _Builder(experiment, items)
+    builder.lay_out()
+    return builder.cases

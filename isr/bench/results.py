@@ -15,19 +15,22 @@ from typing import Any
 import pandas as pd
 
 from ..controls import arm_cells, pair_up
-from ..errors import IsrError, UsageError
+from ..errors import IntegrityError, UsageError
+from ..images import as_image
 from ..report import Report
 from ..schema import CaseRecord, OutcomeValue
 from ..stats.compare import compare_methods, mark_best
 from ..stats.isr_at_k import isr_at_k
 from ..stats.outcomes import isr_table
 from ..tables import Matrix
+from .dataset import stored_items
 from .experiment import Experiment
 from .files import ExperimentFiles, StepRow
-from .order import in_plan_order, ordered_judgements, ordered_steps, whole
+from .order import ordered_steps, whole
 from .plan import NONE
+from .records import load_report, unjudged_records
 
-__all__ = ["GROUP", "Results", "load_report", "mean_of"]
+__all__ = ["GROUP", "Results", "mean_of"]
 
 #: Columns of a row of the long table.
 GROUP = ("table", "source", "target", "purifier", "method", "prompt_kind")
@@ -60,16 +63,6 @@ class _Case:
         )  # fmt: skip
 
 
-def load_report(folder: str | Path) -> Report:
-    """`Report.load` of an experiment's folder, its rows in the plan's order instead of the order in which they were judged."""
-    report = Report.load(folder)
-    info = ExperimentFiles.at(folder).read_record("experiment.json")
-    experiment = Experiment.of(info["experiment"], source=repr(str(folder)), stored=True)
-    cases = in_plan_order(report.case_records, experiment, [str(i) for i in info.get("images", ())])
-    judgements = ordered_judgements(report.judgement_records, cases, report.judges)
-    return Report(report.lock, cases, judgements, picture=report.picture)
-
-
 class Results:
     """The results of a run directory.
 
@@ -92,10 +85,10 @@ class Results:
 
     @cached_property
     def cases(self) -> list[_Case]:
-        """Cases of the immunized and the noise arm. The noise arm stands beside every source of its target."""
-        if self.report is None:
-            return []
-        found = [_Case.of(c) for c in self.report.case_records if c.arm != "control"]
+        """Cases of the immunized and the noise arm; of a run that is not judged, those whose edits are there. The noise arm
+        stands beside every source of its target."""
+        records = self._unjudged if self.report is None else self.report.case_records
+        found = [_Case.of(c) for c in records if c.arm != "control"]
         places = dict.fromkeys((c.table, c.source, c.target) for c in found if c.record.arm == "immunized")
         further = {a.title: a.also_in for a in self.experiment.attacks if a.also_in}
         out = []
@@ -113,18 +106,40 @@ class Results:
         return out
 
     @cached_property
+    def _unjudged(self) -> list[CaseRecord]:
+        items = stored_items(self.info, f"{self.files.folder}/experiment.json")
+        return unjudged_records(self.experiment, items, self.steps)
+
+    @cached_property
+    def records(self) -> dict[str, CaseRecord]:
+        """case_id → record, controls among them."""
+        return {c.case_id: c for c in (self._unjudged if self.report is None else self.report.case_records)}
+
+    def picture(self, digest: str) -> bytes | None:
+        """PNG of a stored picture, hashed again; None where the run holds no pictures.
+
+        Raises:
+            IntegrityError: its pixels are not those of its name.
+        """
+        png = self.files.run.image_bytes(digest)
+        if png is not None and as_image(png, name=digest).digest != digest:
+            raise IntegrityError(f"{self.files.run.image_path(digest)}: its pixels are not those of its name")
+        return png
+
+    @cached_property
     def outcome(self) -> dict[str, OutcomeValue]:
         return {} if self.report is None else {o.case_id: o.value for o in self.report.outcomes}
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One row per case: group columns, image_id, prompt, seed, redraw, arm, outcome, control (outcome or None)."""
+        """One row per case: group columns, image_id, prompt, seed, redraw, arm, outcome (None in a run that is not judged),
+        control (its outcome or None)."""
         return pd.DataFrame(
             [
                 {
                     **dict(zip(GROUP, case.group, strict=True)), "image_id": case.record.image_id, "prompt": case.record.prompt,
                     "seed": case.record.seed if case.record.seed is not None else case.redraw, "redraw": case.redraw,
-                    "arm": case.record.arm, "outcome": self.outcome[case.record.case_id],
+                    "arm": case.record.arm, "outcome": self.outcome.get(case.record.case_id),
                     "control": self.outcome.get(case.record.control or ""), "case_id": case.record.case_id, "step": case.step,
                 }
                 for case in self.cases
@@ -145,18 +160,18 @@ class Results:
         for key, members in groups.items():
             records = [c.record for c in members]
             row: dict[str, Any] = {"origin": "measured", **dict(zip(GROUP, key, strict=True)), "arm": records[0].arm}
-            row |= self._isr(records)
-            row |= self._control(records)
-            row |= self._at_k(key)
-            row |= bold.get(key, {"bold": False, "p_below_best": None})
+            if self.report is None:
+                row["n"] = len(records)
+            else:
+                row |= self._isr(self.report, records)
+                row |= self._control(self.report, records)
+                row |= self._at_k(key)
+                row |= bold.get(key, {"bold": False, "p_below_best": None})
             row |= self._metrics([c.step for c in members])
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def _isr(self, records: Sequence[CaseRecord]) -> dict[str, Any]:
-        report = self.report
-        if report is None:
-            return {}
+    def _isr(self, report: Report, records: Sequence[CaseRecord]) -> dict[str, Any]:
         ids = {r.case_id for r in records}
         judgements = [j for j in self._judgements if j.case_id in ids]
         matrix = Matrix(records, judgements, report.judges, report.policy, lazy=report.lazy)
@@ -167,11 +182,11 @@ class Results:
         report = self.report
         return [] if report is None else [j for j in report.judgement_records if j.judge in set(report.judges)]
 
-    def _control(self, records: Sequence[CaseRecord]) -> dict[str, Any]:
+    def _control(self, report: Report, records: Sequence[CaseRecord]) -> dict[str, Any]:
         wanted = {(c.editor, c.prompt_kind, c.purifier) for c in records}
         noise: list[CaseRecord] = []
-        if self.report is not None and records[0].arm == "immunized":
-            every = [c for c in self.report.case_records if c.arm == "noise"]
+        if records[0].arm == "immunized":
+            every = [c for c in report.case_records if c.arm == "noise"]
             noise = [c for c in every if (c.editor, c.prompt_kind, c.purifier) in wanted]
         arm = pair_up(records, self.outcome, noise)
         if arm is None:
@@ -205,7 +220,7 @@ class Results:
         """The bold rule within each family: one table, source → target, prompt kind and purifier."""
         found: dict[tuple[str, ...], dict[str, Any]] = {}
         family = ["table", "source", "target", "purifier", "prompt_kind"]
-        if self.frame.empty or self.frame["image_id"].isna().any():
+        if self.report is None or self.frame.empty or self.frame["image_id"].isna().any():
             return found
         for key, cases in self.frame.groupby(family, sort=False):
             if cases["method"].nunique() < 2:
@@ -251,6 +266,28 @@ class Results:
             value, n, reason = mean_of([self.measured.get(s, {}).get(name) for s in steps])
             out[name], out[f"{name}_n"], out[f"{name}_reason"] = value, n, reason
         return out
+
+    @cached_property
+    def prompt_measures(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(optimised prompt, unseen prompt) → measure → value, reason, convention."""
+        return {
+            (row.inputs[0].removeprefix("text:"), row.prompt or ""): row.result["metrics"]
+            for row in self._measurements("prompt")
+        }
+
+    def similarity_reason(self, measure: str) -> str:
+        """Why a measure of prompts has no values; empty where it has."""
+        found = [m[measure] for m in self.prompt_measures.values() if measure in m]
+        if measure == "words" or any(m["value"] is not None for m in found):
+            return ""
+        return "; ".join(dict.fromkeys(str(m.get("reason", "")) for m in found)) or "not measured yet"
+
+    def known_prompt(self, step: str) -> str | None:
+        """The prompt that the immunizer knew, of an edit step."""
+        row = self.steps.get(step)
+        made = [] if row is None else [i for i in row.inputs if i.startswith("step:")]
+        immunized = self.steps.get(made[0].removeprefix("step:")) if made else None
+        return None if immunized is None else immunized.prompt
 
     @cached_property
     def protection(self) -> pd.DataFrame:
@@ -305,8 +342,3 @@ def mean_of(values: Sequence[Mapping[str, Any] | None]) -> tuple[float | None, i
     if any(v is None for v in values):
         reasons["not measured yet"] = None
     return (sum(numbers) / len(numbers) if numbers else None), len(numbers), "; ".join(r for r in reasons if r)
-
-
-def absent(error: IsrError) -> str:
-    """Why a figure is absent, in one line."""
-    return str(error).splitlines()[0]

@@ -11,11 +11,14 @@ import pandas as pd
 
 from ..reporting.escape import csv_safe
 from ..store import write_atomic
+from .misleading import metric_table
 from .papertable import PaperTable, TextCell
 from .plan import NONE
 from .reported import reported_for, reported_rows, reported_source
 from .results import Results
-from .worst_case import similarity_table, worst_case_table
+from .similarity import told as similarity_told
+from .similarity_table import similarity_table
+from .worst_case import worst_case_table
 
 __all__ = ["FORMATS", "make_tables", "write_tables"]
 
@@ -68,27 +71,28 @@ def _head(name: str, results: Results) -> str:
     return f"{_NAMES.get(name, name)} {'↓' if closer else '↑'}"
 
 
+#: What a judged run prints per prompt kind beside the metrics.
+_JUDGED = ("n", "ISR ↑", "interval", "bounds", "band", "control", "excess", "excess interval")
+
+
 def _block(results: Results, kinds: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Heads of one table: metrics and ISR with everything that must stand beside it, per prompt kind."""
     heads: list[tuple[str, str]] = []
     for kind in kinds:
         group = _KINDS.get(kind, kind)
         heads += [(group, _head(name, results)) for name in results.experiment.metrics]
-        if results.report is not None:
-            heads += [
-                (group, h) for h in ("n", "ISR ↑", "interval", "bounds", "band", "control", "excess", "excess interval")
-            ]
+        heads += [(group, h) for h in (_JUDGED if results.report is not None else ("n",))]
     return heads, list(kinds)
 
 
 def _measured(row: Mapping[str, Any] | None, results: Results) -> list[TextCell]:
     names = results.experiment.metrics
-    width = len(names) + (8 if results.report is not None else 0)
+    width = len(names) + (len(_JUDGED) if results.report is not None else 1)
     if row is None:
         return [TextCell(_DASH)] * width
     cells = [TextCell(_metric(name, row.get(name))) for name in names]
     if results.report is None:
-        return cells
+        return [*cells, TextCell(str(int(row["n"])))]
     excess = _points(row.get("excess"))
     return [
         *cells, TextCell(str(int(row["n"]))), TextCell(_percent(row["isr"]), bold=bool(row.get("bold"))),
@@ -104,7 +108,7 @@ def _reported(row: Mapping[str, Any] | None, results: Results) -> list[TextCell]
         return _measured(None, results)
     cells = [TextCell(_metric(name, row.get(name)) if _given(row.get(name)) else _DASH) for name in names]
     if results.report is None:
-        return cells
+        return [*cells, TextCell(_DASH)]
     return [*cells, TextCell(_DASH), TextCell(f"{100 * row['isr']:.0f}"), *[TextCell(_DASH)] * 6]
 
 
@@ -151,6 +155,8 @@ def _notes(results: Results) -> list[str]:
         )
         notes.append(f"{results.report.title}. Judges: {', '.join(results.report.judges)}.")
         notes += [w for w in results.report.warnings if "control rate" in w or "undetermined" in w]
+    else:
+        notes.append("Not judged: image metrics only, and there is no ISR.")
     missing = {n: r for n in results.experiment.metrics if (r := _reason(results, n))}
     notes += [f"{_NAMES.get(n, n)} n/a: {reason}" for n, reason in missing.items()]
     return notes
@@ -173,16 +179,23 @@ def make_tables(results: Results, *, also_reported: Sequence[str] = ()) -> list[
     long = results.long
     if not long.empty:
         plain = long[long["purifier"] == NONE]
-        for (table, source, target), rows in plain.groupby(["table", "source", "target"], sort=False):
+        places = ["table", "source", "target", "purifier"]
+        if results.report is None:
+            plain = long  # a judged run has tables of its own for purifiers
+        for (table, source, target, purifier), rows in plain.groupby(places, sort=False):
             where = f"white box on {target}" if source == target else f"transfer, {source} → {target}"
             what = "" if table == "main" else f"{table}: "
             key = "-".join([str(table), *([str(target)] if source == target else [str(source), "to", str(target)])])
+            if purifier != NONE:
+                key, where = f"{key}-{purifier}", f"{where}, after {purifier}"
             published = reported_for(results.experiment, str(source), str(target), str(table))
+            published = published if purifier == NONE else published.iloc[:0]
             tables.append(_matrix_table(results, rows, _safe(key), f"Immunizers, {what}{where}", published))
         tables += _control_tables(results)
         tables += _purifier_tables(results)
         tables += _at_k(results)
         tables += _similarity(results)
+        tables += _metrics_and_outcome(results)
     tables += _protection(results)
     for number in also_reported:
         tables.append(_published(number))
@@ -300,21 +313,54 @@ def _at_k(results: Results) -> list[PaperTable]:
 
 def _similarity(results: Results) -> list[PaperTable]:
     frame = similarity_table(results)
-    if frame.empty:
+    measures = results.experiment.similarity if results.report is not None else ()
+    absent = {m: reason for m in measures if (reason := results.similarity_reason(m))}
+    if frame.empty and not absent:
         return []
-    heads = [("", h) for h in ("source", "target", "method", "similarity", "n", "ISR ↑", "interval")]
+    heads = [("", h) for h in ("measure", "source", "target", "method", "similarity", "n", "ISR ↑", "interval")]
     body = [
         tuple(
             TextCell(c)
             for c in (
-                str(r["source"]), str(r["target"]), str(r["method"]), f"{r['similarity_low']:.2f} … {r['similarity_high']:.2f}",
+                str(r["measure"]), str(r["source"]), str(r["target"]), str(r["method"]), f"{r['similarity_low']:.2f} … {r['similarity_high']:.2f}",
                 str(int(r["n"])), _percent(r["isr"]), _span(r["low"], r["high"]),
             )
         )
         for r in frame.to_dict("records")
     ]  # fmt: skip
-    note = "Similarity: share of words in common between the unseen prompt and the prompt the immunizer knew (wording, not meaning)."
-    return [PaperTable("similarity", "ISR by similarity to the optimised prompt", tuple(heads), tuple(body), (note,))]
+    conventions = {m: results.conventions[m][0] for m in measures if m in results.conventions}
+    notes = [similarity_told(m, conventions.get(m, "")) for m in measures]
+    notes += [f"{m} n/a: {reason}" for m, reason in absent.items()]
+    return [
+        PaperTable("similarity", "ISR by similarity to the optimised prompt", tuple(heads), tuple(body), tuple(notes))
+    ]
+
+
+def _metrics_and_outcome(results: Results) -> list[PaperTable]:
+    frame = metric_table(results)
+    if frame.empty:
+        return []
+    heads = [("", h) for h in ("editor", "metric", "defeated", "not defeated", "AUC")]
+    body = [
+        tuple(
+            TextCell(c)
+            for c in (
+                str(r["target"]), _NAMES.get(r["metric"], r["metric"]), str(r["n_defeated"]), str(r["n_not"]),
+                f"{r['auc']:.2f}" if _given(r["auc"]) else "n/a",
+            )
+        )
+        for r in frame.to_dict("records")
+    ]  # fmt: skip
+    note = (
+        "AUC: how often the metric puts a defeated edit farther from the control edit (CLIP: from its prompt) than one that is not "
+        "defeated. 1: always; 0.5: the metric says nothing about success; n/a: no value, or one of the two kinds is missing. White "
+        "box, no purifier, all methods and prompts; descriptive, since edits of one image are not independent."
+    )
+    return [
+        PaperTable(
+            "metrics-and-outcome", "Image metrics against the judges' outcome", tuple(heads), tuple(body), (note,)
+        )
+    ]
 
 
 def _protection(results: Results) -> list[PaperTable]:

@@ -38,7 +38,7 @@ class Batch:
     """A job with its pictures.
 
     Attributes:
-        steps: of one kind and spec. pictures: PNG per input of each step. number: the job's place in the plan.
+        steps: of one kind and spec. pictures: PNG per input of each step (a text's UTF-8). number: the job's place in the plan.
     """
 
     number: int
@@ -162,6 +162,8 @@ class Worker:
         from ..metrics import compute
 
         names = list(batch.steps[0].spec["metrics"])
+        if batch.steps[0].spec.get("against") == "prompt":
+            return self._measure_prompts(batch)
         if batch.steps[0].spec.get("set"):
             return [self._measure_set(names, pictures) for pictures in batch.pictures]
         out: list[dict[str, Any]] = [{} for _ in batch.steps]
@@ -185,6 +187,19 @@ class Worker:
                     out[i][name] = {"value": value, **({"reason": found.reason} if value is None else {})}
                     out[i][name] |= {"convention": found.convention, "higher_is_closer": found.higher_is_better}
         return [(None, None, {"metrics": one}) for one in out]
+
+    @staticmethod
+    def _measure_prompts(batch: Batch) -> list[_Made]:
+        from .similarity import clip_text
+
+        found = clip_text([p[0].decode("utf-8") for p in batch.pictures], [str(s.prompt) for s in batch.steps])
+        return [
+            (None, None, {"metrics": {"clip-text": {
+                "value": v, **({"reason": found["reason"]} if v is None else {}), "convention": found["convention"],
+                "higher_is_closer": True,
+            }}})
+            for v in found["values"]
+        ]  # fmt: skip
 
     @staticmethod
     def _measure_set(names: list[str], pictures: Sequence[bytes]) -> _Made:

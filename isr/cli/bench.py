@@ -80,14 +80,26 @@ def register(commands: Subparsers) -> None:
     figure.add_argument("--id", action="append", default=[], metavar="IMAGE_ID", help="these images; repeatable")
     figure.add_argument("--rows", type=int, default=4)
     figure.add_argument("--target", metavar="EDITOR", help="label of the editor (default: the first)")
+    figure.add_argument(
+        "--misleads", metavar="METRIC", help="instead: the edits on which this metric and the judges disagree most"
+    )
     figure.set_defaults(run=_figure)
 
 
 def _figure(options: argparse.Namespace) -> int:
-    from ..bench.figures import write_grid
+    from ..bench.figures import write_grid, write_misleading
     from ..bench.results import Results
+    from ..errors import UsageError
 
     results = Results(options.run_folder)
+    if options.misleads:
+        if options.id or options.rule != "first":
+            raise UsageError("--misleads has a rule of its own; leave --rule and --id out")
+        cases = write_misleading(results, options.out, options.misleads, n=options.rows, target=options.target)
+        columns = ["image_id", "prompt", "method", "value", "far", "outcome", "disagreement"]
+        print(cases[columns].to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+        print(f"figure: {options.out}, {len(cases)} edits on which {options.misleads} and the judges disagree most")
+        return 0
     n = write_grid(results, options.out, rule=options.rule, ids=options.id, n=options.rows, target=options.target)
     print(f"figure: {options.out}, {n} rows chosen by {'id' if options.id else f'the rule {options.rule!r}'}")
     return 0

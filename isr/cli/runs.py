@@ -55,7 +55,7 @@ def _report(options: argparse.Namespace) -> int:
     _check(options, columns)
     report = Report.load(options.run_folder)
     if (options.run_folder / "experiment.json").is_file():
-        from ..bench.results import load_report
+        from ..bench.records import load_report
 
         report = load_report(options.run_folder)
     if options.latex:

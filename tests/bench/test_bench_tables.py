@@ -10,14 +10,12 @@ from typing import Any, cast
 import pandas as pd
 import pytest
 from bench_help import run, toy
-from hypothesis import given
-from hypothesis import strategies as st
 
 from isr.bench.papertable import PaperTable, TextCell
 from isr.bench.reported import reported_for, reported_rows
 from isr.bench.results import Results, mean_of
 from isr.bench.tables import make_tables, write_tables
-from isr.bench.worst_case import prompt_similarity, worst_case_table
+from isr.bench.worst_case import worst_case_table
 
 
 def frame(rows: list[tuple[str, str, str, str]]) -> pd.DataFrame:
@@ -53,18 +51,6 @@ def test_worst_case_by_hand() -> None:
     # Complete pairs a, b, d: immunized 1/3, control 1/3 (b), excess 0.
     assert (found["n_pairs"], found["excess"]) == (3, 0.0)
     assert found["paired_control"] == pytest.approx(1 / 3)
-
-
-@given(st.text(max_size=30), st.text(max_size=30))
-def test_similarity_is_symmetric_and_bounded(a: str, b: str) -> None:
-    assert 0 <= prompt_similarity(a, b) <= 1
-    assert prompt_similarity(a, b) == prompt_similarity(b, a)
-    assert prompt_similarity(a, a) == 1
-
-
-def test_similarity_by_hand() -> None:
-    # {make, him, a, zombie} and {make, her, a, witch}: 2 of 6 words.
-    assert prompt_similarity("Make him a zombie", "make her a witch!") == pytest.approx(2 / 6)
 
 
 def test_means_never_hide_what_is_missing_or_infinite() -> None:

@@ -1,0 +1,59 @@
+"""The case records of an experiment's folder in the plan's order, judged or not yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..report import Report
+from ..schema import CaseRecord
+from .dataset import StoredItem, stored_items
+from .experiment import Experiment
+from .files import ExperimentFiles, StepRow
+from .order import in_plan_order, ordered_judgements
+from .plan import NONE, planned_cases
+
+__all__ = ["load_report", "unjudged_records"]
+
+
+def load_report(folder: str | Path) -> Report:
+    """`Report.load` of an experiment's folder, its rows in the plan's order instead of the order in which they were judged."""
+    report = Report.load(folder)
+    info = ExperimentFiles.at(folder).read_record("experiment.json")
+    experiment = Experiment.of(info["experiment"], source=repr(str(folder)), stored=True)
+    items = stored_items(info, f"{folder}/experiment.json")
+    cases = in_plan_order(report.case_records, experiment, [i.image_id for i in items])
+    judgements = ordered_judgements(report.judgement_records, cases, report.judges)
+    return Report(report.lock, cases, judgements, picture=report.picture)
+
+
+def unjudged_records(
+    experiment: Experiment, items: Sequence[StoredItem], steps: Mapping[str, StepRow]
+) -> list[CaseRecord]:
+    """Cases and controls as the plan has them, where both edits are there; named by their steps."""
+    found: dict[str, CaseRecord] = {}
+    for case in planned_cases(experiment, items):
+        edit, control = steps.get(case.edit), steps.get(case.control)
+        if edit is None or control is None:
+            continue
+        shared: dict[str, Any] = {
+            "prompt": case.prompt, "original": case.original, "image_id": case.image_id, "editor": case.target,
+            "prompt_kind": case.prompt_kind, "category": case.category, "seed": case.seed,
+            "purifier": None if case.purifier == NONE else case.purifier,
+        }  # fmt: skip
+        tags = {
+            "source": case.source, "table": case.table, "redraw": case.redraw, "unseen": case.unseen, "step": case.edit,
+        }  # fmt: skip
+        found.setdefault(case.control, CaseRecord(case_id=case.control, edited=control.digest, arm="control", **shared))
+        name = f"{case.edit}/{case.method}/{case.source}/{case.unseen}"
+        found[name] = CaseRecord(
+            case_id=name,
+            edited=edit.digest,
+            control=case.control,
+            method=case.method,
+            arm=case.arm,
+            tags=tags,
+            **shared,
+        )
+    return list(found.values())
