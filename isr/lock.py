@@ -130,7 +130,7 @@ def with_shards(lock: Mapping[str, Any], held: Sequence[Mapping[str, Any]]) -> d
     totals = {text.partition("/")[2] for text in given}
     settings = {key: value for key, value in lock["settings"].items() if key != "shard"}
     notes = [note for note in lock.get("notes", ()) if not str(note).startswith(_SHARD_NOTE)]
-    if len(totals) == 1 and (total := totals.pop()).isdecimal():
+    if len(totals) == 1 and (total := totals.pop()).isdecimal() and len(total) < 9:
         there = sorted({i for text in given for i in text.partition("/")[0].split(",")}, key=lambda i: (len(i), i))
         if len(there) < int(total):
             settings["shard"] = f"{','.join(there)}/{total}"

@@ -243,12 +243,14 @@ def probe(
 
     Args:
         judge: one judge or several, as for `evaluate`. originals: your own pictures; ten or more make useful intervals.
-        repeats: how often one case per original is asked for consistency (odd; each time a call of its own).
+        repeats: how often one case per original is asked for consistency (odd, at least 3; each time a call of its own).
         store: keep the cards in the user's cache folder, where `evaluate` finds them and puts them into the judge lock.
         arguments: further arguments of `evaluate` (cache, rubric, progress, …).
     """
     from .evaluation import evaluate
 
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 3 or repeats % 2 == 0:
+        raise UsageError(f"repeats: expected an odd number of at least 3, got {repeats!r}")
     items = battery(originals)
     report = evaluate([i.case for i in items], judges=judge, **arguments)
     again = evaluate([i.case for i in items if i.kind == "tint"], judges=judge, votes=repeats, **arguments)

@@ -291,6 +291,10 @@ class Report:
         functions = [j["name"] for j in self.lock["judges"] if j.get("identity", {}).get("provider") == "function"]
         if functions:
             found.append(f"{', '.join(functions)}: a Python function, not a multimodal model.")
+        if any(j.get("identity", {}).get("provider") == "referee" for j in self.lock["judges"]):
+            from .data.miniworld import CAVEAT
+
+            found.append(f"MiniWorld: {CAVEAT}")
         for judge in self.lock["judges"]:
             card = judge.get("probe")
             if card is not None and not isinstance(card, dict):
@@ -487,7 +491,8 @@ _NOT_RECEIVED = frozenset({"exhausted", "judge_error", "over_budget", "expired",
 def _probe_warnings(judge: Mapping[str, Any]) -> list[str]:
     """What a stored probe measured of a judge beside its accuracy, where it is bad."""
     card = judge.get("probe")
-    rows = card.get("rows", ()) if isinstance(card, Mapping) else ()
+    rows = card.get("rows") if isinstance(card, Mapping) else None
+    rows = rows if isinstance(rows, list | tuple) else ()
     shares = {
         r["measure"]: (float(r["value"]), r.get("n"))
         for r in rows

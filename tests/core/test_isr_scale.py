@@ -243,3 +243,44 @@ def test_a_run_whose_jobs_are_open_says_what_to_do(tmp_path: Path) -> None:
         work.begin()
         with pytest.raises(UsageError, match="isr batch collect"):
             isr.Report.load(work.run).isr  # noqa: B018
+
+
+def test_a_job_whose_errors_all_differ_can_be_closed(tmp_path: Path) -> None:
+    """60,000 messages of 300 characters would be a row of more than 16 MiB, which nobody could write or read."""
+    from isr.engine.journal import Item, Journal
+    from isr.schema import NoVerdict
+    from isr.store import RunFiles
+
+    keys = [f"{i:064x}" for i in range(60_000)]
+    journal = Journal(RunFiles.at(tmp_path))
+    journal.planned("isr-1", "j", tuple(Item(k, 0, 0) for k in keys))
+    failures = {k: NoVerdict(reason="expired", detail=f"{i:300}") for i, k in enumerate(keys)}
+    journal.collected("isr-1", "failed", 0, failures)
+    back = Journal(RunFiles.at(tmp_path)).failures()
+    assert set(back) == set(keys)
+    assert back[keys[0]] == failures[keys[0]]
+    assert (back[keys[-1]].reason, back[keys[-1]].detail) == ("expired", "")
+
+
+# ------------------------------------------------------------------------------------------------------ runs of strangers
+
+
+@pytest.mark.parametrize("card", [{"passed": True, "rows": 3}, {"passed": True, "rows": [3, {"measure": []}]}, {}])
+@pytest.mark.parametrize("shard", ["1/" + "9" * 5000, "x/3", 7])
+def test_locks_of_strangers_do_no_harm(card: Any, shard: Any, tmp_path: Path) -> None:
+    report = study(judge())
+    report.lock["judges"][0]["probe"] = card
+    report.lock["settings"]["shard"] = shard
+    report.save(tmp_path / "run")
+    loaded = isr.Report.load(tmp_path / "run")
+    assert isinstance(loaded.summary(), str)
+    assert isinstance(loaded.to_html(), str)
+    assert merge([tmp_path / "run", tmp_path / "run"], tmp_path / "out").isr == loaded.isr
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 4, True, "3"])
+def test_silly_repeats_are_refused_before_anything_is_asked(repeats: Any) -> None:
+    asked = judge()
+    with pytest.raises(UsageError, match="repeats"):
+        isr.probe(asked, photos(), repeats=repeats, cache=False)
+    assert asked.asked == []
