@@ -314,7 +314,8 @@ class Report:
                 )
         if over := self.no_verdicts.get("over_budget"):
             found.append(
-                f"{over} judgements did not fit under max_cost. The same call with a higher max_cost asks only what is left."
+                f"{over} judgements did not fit under max_cost. The same call with a higher max_cost asks only what is left; a judge "
+                "that sends a limit (NAME;max_output_tokens=8000) reserves less per call."
             )
         if not self.lock["with_originals"]:
             found.append("Judged without the originals: not comparable with runs that showed them.")

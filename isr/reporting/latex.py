@@ -104,7 +104,12 @@ def _judged(lock: Mapping[str, Any]) -> str:
     names = ", ".join(str(j["name"]) for j in lock["judges"])
     rubric = f"{latex(lock['rubric']['name'])} {latex(lock['rubric']['version'])} ({latex(lock['rubric_hash'][:8])})"
     consensus = f"; consensus: {latex(str(lock['consensus']).partition('#')[0])}" if len(lock["judges"]) > 1 else ""
-    return f"Judges: {latex(names)}{consensus}. Rubric {rubric}."
+    caveat = ""
+    if any(j.get("identity", {}).get("provider") == "referee" for j in lock["judges"]):
+        from ..data.miniworld import CAVEAT
+
+        caveat = f" MiniWorld: {latex(CAVEAT).replace('×', '$' + chr(92) + 'times$')}"
+    return f"Judges: {latex(names)}{consensus}. Rubric {rubric}.{caveat}"
 
 
 def _table(caption: str, heads: Sequence[str], lines: Sequence[str]) -> str:

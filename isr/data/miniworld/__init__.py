@@ -5,11 +5,15 @@ from .edits import EDITS, Edit, applicable, edits_for_prompt, families
 from .render import SIZE, STYLES, Style, render, render_array
 from .scenes import ATTRIBUTES, CATEGORIES, CATEGORY_OF, CATEGORY_SHARES, Category, Scene, Value, caption, sample_scene
 
+#: Stands under every table made with MiniWorld.
+CAVEAT = "64×64 procedural scenes, trained referees: orderings need not carry over."
+
 __all__ = [
     "ATTRIBUTES",
     "CATEGORIES",
     "CATEGORY_OF",
     "CATEGORY_SHARES",
+    "CAVEAT",
     "EDITS",
     "SIZE",
     "SPLITS",
