@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import UsageError
 from .schema import Usage
 
-__all__ = ["Budget", "Price", "Prices", "WorstCase", "costs_nothing", "judge_model"]
+__all__ = ["Budget", "Price", "Prices", "WorstCase", "costs_nothing", "judge_model", "output_limit"]
 
 MILLION = 1_000_000
 
@@ -121,8 +121,16 @@ def costs_nothing(identity: Mapping[str, Any]) -> bool:
 _CHARS_PER_TOKEN = 2.0
 _TILE = 512
 _TILE_TOKENS = 770
-#: Output that is reserved where the judge has no limit of its own.
-_OUTPUT_TOKENS = 16_384
+#: Output that is reserved where the judge sends no limit: the most that the service's models are documented to write
+#: (Gemini 2.5 and 3: 65,536 tokens, OpenAI's GPT-5: 128,000), thinking included.
+_OUTPUT_TOKENS = 131_072
+_OUTPUT_TOKENS_OF = {"gemini": 65_536}
+
+
+def output_limit(identity: Mapping[str, Any]) -> int:
+    """The most output tokens of one call: the limit that the judge sends, or what its service allows."""
+    limit = identity.get("settings", {}).get("max_output_tokens")
+    return limit if isinstance(limit, int) else _OUTPUT_TOKENS_OF.get(str(identity.get("provider")), _OUTPUT_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ class WorstCase:
     """The most one call of a judge can cost.
 
     Attributes:
-        price: of the judge. max_output_tokens: as sent to the service.
+        price: of the judge. max_output_tokens: of one call (`output_limit`).
     """
 
     price: Price

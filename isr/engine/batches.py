@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import IsrError, JudgeStoppedError, UsageError
-from ..money import WorstCase
+from ..money import WorstCase, output_limit
 from ..protocols import BatchClient, BatchItem, BatchState, Reply
 from ..schema import NoVerdict
 from .cache import ReplyCache
 from .journal import Chunk, Item, Journal
 from .retry import Exhausted, RetryPolicy, with_retry
-from .runner import NEVER_STORED, output_limit
+from .runner import NEVER_STORED
 from .waiting import WAITING, Due, WaitingRunner
 
 __all__ = ["Collected", "Sender", "collect_chunk", "heal", "poll_chunk"]
@@ -74,7 +74,7 @@ class Sender:
     ) -> None:
         self._journal, self._runner, self._client, self._retry = journal, runner, client, retry
         self._cap = max_cost
-        self._worst = None if runner.dearest is None else WorstCase(runner.dearest, *output_limit(runner.judge))
+        self._worst = None if runner.dearest is None else WorstCase(runner.dearest, output_limit(runner.judge.identity()))
         self.sent = self.over_cap = 0
         self.spent = 0.0
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from ..errors import IntegrityError, JudgeStoppedError, TransientError, UsageError
-from ..money import Budget, Price, WorstCase
+from ..money import Budget, Price, WorstCase, output_limit
 from ..protocols import Ask, Judge, Picture, Question, Reply
 from ..rubric import MAX_REPLY_CHARS, Rubric
 from ..schema import Attempt, Call, Judgement, NoVerdict, Verdict
@@ -27,7 +27,7 @@ from .limits import Limiter
 from .retry import Exhausted, RetryPolicy, with_retry
 from .votes import check_votes, combine_votes
 
-__all__ = ["NEVER_STORED", "AskSettings", "JudgeRunner", "cache_keys", "fingerprint", "output_limit"]
+__all__ = ["NEVER_STORED", "AskSettings", "JudgeRunner", "cache_keys", "fingerprint"]
 
 logger = logging.getLogger("isr")
 
@@ -119,7 +119,7 @@ class JudgeRunner:
         self._cache = cache if getattr(judge, "cacheable", True) else None
         self._price = price
         self._budget = budget
-        self._worst = None if price is None else WorstCase(price, *output_limit(judge))
+        self._worst = None if price is None else WorstCase(price, output_limit(judge.identity()))
         self._limiter = limiter or Limiter(judge.limits)
         self._keys = cache_keys(judge, rubric, settings)
         self._space = getattr(cache, "space", None) or f"{id(cache)}"
@@ -401,12 +401,6 @@ def _check_reply(reply: object, judge: str) -> None:
 
 class _OverBudget(Exception):  # noqa: N818 - a control-flow signal inside the engine
     """The spend cap does not admit another call."""
-
-
-def output_limit(judge: Judge) -> tuple[int, ...]:
-    """The judge's own limit of output tokens, where it sends one."""
-    limit = judge.identity().get("settings", {}).get("max_output_tokens")
-    return (limit,) if isinstance(limit, int) else ()
 
 
 def _unparseable(call: Call) -> bool:

@@ -181,3 +181,12 @@ def test_worst_case_is_above_what_a_call_can_cost() -> None:
     worst = WorstCase(Price(model="m", input=1e6, output=0.0), 100)
     # 200 characters: 100 tokens; 513 × 512 pixels: 2 tiles and the overview, 3 · 770
     assert worst.dollars(200, ((513, 512),)) == pytest.approx(100 + 3 * 770)
+
+
+def test_what_a_judge_without_a_limit_may_write_is_reserved() -> None:
+    from isr.money import output_limit
+
+    assert output_limit({"provider": "gemini", "settings": {"max_output_tokens": 900}}) == 900
+    assert output_limit({"provider": "gemini", "settings": {}}) == 65_536
+    assert output_limit({"provider": "openai"}) >= 128_000
+    assert output_limit({"provider": "house"}) >= 128_000

@@ -216,8 +216,8 @@ def test_a_broken_answer_of_status_200_may_have_been_billed(tmp_path: Path) -> N
         "p",
         concurrency=1,
     )
-    # worst case 16,384 tokens = 16.384 $: the cut-off answer counts as spent, and a second try no longer fits under 20 $
-    assert dict(run([broken], n=1, max_cost=20.0, prices=prices).no_verdicts) == {"over_budget": 1}
+    # worst case 131,072 tokens = 131 $: the cut-off answer counts as spent, and a second try no longer fits under 140 $
+    assert dict(run([broken], n=1, max_cost=140.0, prices=prices).no_verdicts) == {"over_budget": 1}
 
 
 def test_replay_finds_verdicts_without_evidence(tmp_path: Path) -> None:
