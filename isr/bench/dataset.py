@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..images import ImageError, ImageRef, as_image
 from ..store import is_digest
 from .experiment import Experiment
 
-__all__ = ["Item", "StoredItem", "load_items", "stored_items"]
+__all__ = ["Item", "StoredItem", "load_items", "share", "stored_items"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,21 @@ def stored_items(info: Mapping[str, Any], where: str) -> list[StoredItem]:
         if not is_digest(item.digest) or not prompts or not isinstance(item.category, str | None):
             raise IntegrityError(f"{where}: a picture under 'items' needs a digest, prompts and a category")
         found.append(item)
+    return found
+
+
+def share(items: Sequence[Item], shard: str) -> list[Item]:
+    """Every n-th picture, from the i-th on, of "i/n": one machine's part. All edits of a picture are in one share.
+
+    Raises:
+        UsageError: not 1 ≤ i ≤ n, or no picture is left for it.
+    """
+    first, _, last = shard.partition("/")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UsageError(f"shard: expected I/N with 1 ≤ I ≤ N (1/4 … 4/4), got {shard!r}")
+    found = list(items[int(first) - 1 :: int(last)])
+    if not found:
+        raise UsageError(f"shard: {shard} of {len(items)} pictures is empty; give fewer shares")
     return found
 
 

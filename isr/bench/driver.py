@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 from ..errors import IntegrityError, UsageError
 from ..images import as_image
 from ..lock import package_versions
+from .dataset import Item
 from .engine import Engine, Failed, StepError
 from .experiment import Experiment, canonical_json
 from .files import ExperimentFiles, StepRow
-from .plan import KINDS, Job, Plan
+from .plan import Job, Plan, planned_counts
 from .work import Batch, Done
 
-__all__ = ["LAYOUT", "Making", "begin", "make_pictures"]
+__all__ = ["LAYOUT", "Making", "begin", "folder_of", "make_pictures", "same_editors"]
 
 LAYOUT = 1
 
@@ -36,17 +37,22 @@ class Making:
     differing: int = 0
 
 
-def begin(files: ExperimentFiles, plan: Plan) -> None:
+def begin(files: ExperimentFiles, plan: Plan, *, items: Sequence[Item] | None = None, shard: str | None = None) -> None:
     """Write experiment.json, or check that the folder belongs to this experiment. The experiment may have grown (more
     pictures, attacks, editors): what was done stays done.
+
+    Args:
+        items: all pictures of the experiment, where the plan holds a share of them. shard: which share ("1/4").
 
     Raises:
         UsageError: the folder holds another experiment, or something else.
     """
     experiment = plan.experiment
-    counts: dict[str, int] = {kind: plan.count(kind) for kind in KINDS}
-    counts |= {"cases": len(plan.cases), "controls": len({c.control for c in plan.cases})}
-    items = [item.record() for item in plan.items]
+    recorded = {
+        "plan": planned_counts(experiment, plan.items),
+        "items": [item.record() for item in (plan.items if items is None else items)],
+        "shard": shard,
+    }
     if not files.exists():
         others = [p.name for p in files.folder.iterdir() if p.name != ".lock"] if files.folder.exists() else []
         if others:
@@ -68,14 +74,13 @@ def begin(files: ExperimentFiles, plan: Plan) -> None:
         if changed:
             told = ", ".join(f"{k} {stored['versions'][k]} → {now.get(k)}" for k in changed)
             warnings.warn(f"run: versions differ from those of the first start: {told}", stacklevel=2)
-        same = stored.get("hash") == experiment.hash and stored.get("plan") == counts
-        if same and stored.get("items") == items:
+        if stored.get("hash") == experiment.hash and all(stored.get(k) == v for k, v in recorded.items()):
             return
         if stored.get("hash") != experiment.hash:
             stored["history"] = [*stored.get("history", []), stored.get("hash")]
     files.write_record(
         "experiment.json",
-        {**stored, "hash": experiment.hash, "plan": counts, "items": items, "experiment": experiment.record()},
+        {**stored, **recorded, "hash": experiment.hash, "experiment": experiment.record()},
     )
 
 
@@ -119,35 +124,47 @@ class _Scheduler:
                 lost += 1
 
 
+class _Editors:
+    """One setting of weights per editor's spec, or the run is no longer one experiment."""
+
+    def __init__(self) -> None:
+        self._recorded: dict[bytes, bytes] = {}
+
+    def add(self, rows: Iterable[StepRow]) -> None:
+        for row in rows:
+            held = row.result.get("editor")
+            if held is None:
+                continue
+            part = row.spec.get("editor") or row.spec.get("source")
+            key = canonical_json([part, row.spec.get("settings")])
+            told = canonical_json(held)
+            if self._recorded.setdefault(key, told) != told:
+                raise IntegrityError(
+                    f"the editor {part!r} is not what it was when this run started (its recorded settings or weights differ); "
+                    "results of two editors never share a run: start a new folder"
+                )
+
+
+def same_editors(rows: Iterable[StepRow]) -> None:
+    """Raises IntegrityError where one editor stands with two settings or weights among these steps."""
+    _Editors().add(rows)
+
+
 class _Keeper:
-    """Writes results; pictures first, then rows. One setting of weights per spec, or the run is no longer one experiment."""
+    """Writes results; pictures first, then rows."""
 
     def __init__(self, files: ExperimentFiles) -> None:
         self.files = files
         self.rows = files.steps()
         self.waiting: list[StepRow] = []
-        self.recorded: dict[bytes, bytes] = {}
-        for row in self.rows.values():
-            self._same(row)
-
-    def _same(self, row: StepRow) -> None:
-        held = row.result.get("editor")
-        if held is None:
-            return
-        part = row.spec.get("editor") or row.spec.get("source")
-        key = canonical_json([part, row.spec.get("settings")])
-        told = canonical_json(held)
-        if self.recorded.setdefault(key, told) != told:
-            raise IntegrityError(
-                f"the editor {part!r} is not what it was when this run started (its recorded settings or weights differ); "
-                "results of two editors never share a run: start a new folder"
-            )
+        self.editors = _Editors()
+        self.editors.add(self.rows.values())
 
     def keep(self, done: Done, report: Making) -> None:
         for digest, png in done.pictures.items():
             self.files.run.put_image(digest, png)
         for row in done.rows:
-            self._same(row)
+            self.editors.add([row])
             held = self.rows.get(row.key)
             if held is None:
                 self.rows[row.key] = row

@@ -38,7 +38,10 @@ def experiment_judges(experiment: Experiment, allow_hosts: Sequence[str] = ()) -
     if len(spec) == 1:
         spec = spec[0]  # type: ignore[assignment] # a preset stands alone
     try:
-        return list(RESOLVERS.load("judges")(spec, from_file=True, allow_hosts=list(allow_hosts)))
+        found = list(RESOLVERS.load("judges")(spec, from_file=True, allow_hosts=list(allow_hosts)))
+        # The rubric, the policy and the prices too are wrong now or never, not after hours of edits.
+        evaluation.plan_judging(judges=found, cache=False, **judging_arguments(experiment))
+        return found
     except IsrError:
         raise
     except LookupError as error:  # a referee whose weights the installed MiniWorld distribution lacks

@@ -17,7 +17,7 @@ from .experiment import SET_METRICS, AttackEntry, EditorEntry, Experiment, Purif
 
 __all__ = [
     "KINDS", "NONE", "PIPELINE", "CaseSpec", "Cell", "Job", "Kind", "Plan", "Step", "cell_of", "editor_record", "image_seed",
-    "make_plan", "planned_cases", "step_key",
+    "make_plan", "planned_cases", "planned_counts", "step_key",
 ]  # fmt: skip
 
 Kind = Literal["immunize", "edit", "measure"]
@@ -318,6 +318,15 @@ def make_plan(experiment: Experiment, items: Sequence[Item]) -> Plan:
     sets = builder.sets()
     jobs = _jobs(experiment, builder.steps.values())
     return Plan(experiment, tuple(items), builder.steps, jobs, tuple(builder.cases), builder.protection, sets)
+
+
+def planned_counts(experiment: Experiment, items: Sequence[_Picture]) -> dict[str, int]:
+    """How many steps of each kind, cases and controls an experiment on these pictures has."""
+    builder = _Builder(experiment, items)
+    builder.lay_out()
+    builder.sets()
+    found: dict[str, int] = {kind: sum(s.kind == kind for s in builder.steps.values()) for kind in KINDS}
+    return {**found, "cases": len(builder.cases), "controls": len({c.control for c in builder.cases})}
 
 
 def planned_cases(experiment: Experiment, items: Sequence[_Picture]) -> list[CaseSpec]:

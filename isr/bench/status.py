@@ -18,7 +18,8 @@ def status_text(folder: str | Path) -> str:
     info = files.read_record("experiment.json")
     planned = info.get("plan", {})
     done = Counter(row.kind for row in files.steps().values())
-    lines = [f"{info.get('experiment', {}).get('name', '?')}  ({folder})"]
+    part = f", share {info['shard']} of the pictures" if info.get("shard") else ""
+    lines = [f"{info.get('experiment', {}).get('name', '?')}  ({folder}){part}"]
     for kind in KINDS:
         if planned.get(kind) or done[kind]:
             lines.append(f"  {kind:10} {done[kind]:,} of {planned.get(kind, 0):,}")

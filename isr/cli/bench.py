@@ -31,6 +31,7 @@ def register(commands: Subparsers) -> None:
     )
     run.add_argument("--gpus", type=float, metavar="G", help="GPUs per worker, fractions allowed (ray)")
     run.add_argument("--address", metavar="HOST", help="a running Ray cluster (ray; default: this machine)")
+    run.add_argument("--shard", metavar="I/N", help="only this share of the pictures (1/4 … 4/4), then isr merge")
     run.add_argument("--keep-going", action="store_true", help="after a failed batch, do all that does not rest on it")
     run.add_argument("--no-judging", action="store_true", help="pictures and metrics only")
     run.add_argument(
@@ -107,7 +108,7 @@ def _figure(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from ..bench.card import write_card
-    from ..bench.dataset import load_items
+    from ..bench.dataset import load_items, share
     from ..bench.driver import begin, folder_of, make_pictures
     from ..bench.estimate import dry_run
     from ..bench.experiment import load_experiment
@@ -121,7 +122,8 @@ def _run(options: argparse.Namespace) -> int:
 
     import_user_plugins()
     experiment = load_experiment(options.experiment)
-    plan = make_plan(experiment, load_items(experiment))
+    items = load_items(experiment)
+    plan = make_plan(experiment, items if options.shard is None else share(items, options.shard))
     folder = folder_of(experiment, options.out)
     files = ExperimentFiles.at(folder)
     if options.dry_run:
@@ -139,7 +141,7 @@ def _run(options: argparse.Namespace) -> int:
     asked = experiment_judges(experiment, options.allow_host) if wants_judges else []
     cache: Any = False if options.no_cache else options.cache or True
     with files.writing():
-        begin(files, plan)
+        begin(files, plan, items=items, shard=options.shard)
         engine = _engine(options)
         with _Bar("steps", len(plan.steps), options.quiet) as bar:
             made = make_pictures(plan, files, engine, keep_going=options.keep_going, progress=bar.to)

@@ -36,7 +36,9 @@ def register(commands: Subparsers) -> None:
     report.add_argument("--csv", type=Path, metavar="FILE", help="write all judgements in long form")
     report.set_defaults(run=_report)
 
-    merge = commands.add_parser("merge", help="join runs that several machines judged (isr evaluate --shard i/n)")
+    merge = commands.add_parser(
+        "merge", help="join runs that several machines made (isr evaluate --shard i/n, isr run --shard i/n)"
+    )
     merge.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     merge.add_argument("--out", type=Path, required=True, metavar="RUN")
     merge.add_argument("--no-images", action="store_true")
@@ -102,10 +104,27 @@ def _merge(options: argparse.Namespace) -> int:
     from ..merging import merge
 
     writable_run("--out", options.out)
+    experiments = [run for run in options.runs if (run / "experiment.json").is_file()]
+    if experiments:
+        return _merge_experiments(options, experiments)
     with naming("--out", options.out):
         merged = merge(options.runs, options.out, images=not options.no_images)
     print(merged.summary())
     print(f"run directory: {options.out}")
+    return 0
+
+
+def _merge_experiments(options: argparse.Namespace, experiments: list[Path]) -> int:
+    from ..bench.merging import merge_experiments
+    from ..bench.status import status_text
+
+    if len(experiments) != len(options.runs):
+        other = next(run for run in options.runs if run not in experiments)
+        raise UsageError(f"merge: {experiments[0]} is an experiment's run and {other} is not; join runs of one kind")
+    with naming("--out", options.out):
+        merge_experiments(options.runs, options.out, images=not options.no_images)
+    print(status_text(options.out))
+    print(f"run directory: {options.out}; isr run with the same experiment file does what is missing")
     return 0
 
 
