@@ -14,7 +14,7 @@ import pandas as pd
 from .agreeing import agreement
 from .cases import EditCase
 from .errors import UsageError
-from .lock import lock_differences
+from .lock import lock_differences, with_shards
 from .report import Report
 from .schema import CaseRecord
 from .stats.compare import FAMILY, KEY, BeatsEvery, beats_every, compare_methods, mark_best
@@ -180,6 +180,7 @@ def bridge(run: Run, judges: Any, **arguments: Any) -> Bridge:
         "on_bad_image": settings.get("on_bad_image", "raise"),
     }
     new = evaluate(edit_cases(old), judges=judges, **{**kept, **arguments})
+    new.lock = with_shards(new.lock, [old.lock])
     before = {o.case_id: o.value for o in old.outcomes}
     after = {o.case_id: o.value for o in new.outcomes}
     if set(before) != set(after):

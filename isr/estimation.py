@@ -31,6 +31,7 @@ class JudgeEstimate:
         judge: name. cached: calls answered from the cache. calls: (fewest, most) new calls.
         input_tokens, output_tokens: (low, high) of the new calls; orders of magnitude, since every model counts its own way.
         cost: (low, high) in US dollars, or None where no price is known or nothing is paid per token.
+        batch_cost: the same through the batch API (`isr batch`), or None where no batch price is known.
     """
 
     judge: str
@@ -39,6 +40,7 @@ class JudgeEstimate:
     input_tokens: tuple[int, int]
     output_tokens: tuple[int, int]
     cost: tuple[float, float] | None = None
+    batch_cost: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Estimate:
                 {
                     "judge": j.judge, "cached": j.cached, "calls": _range(j.calls),
                     "input tokens": _range(j.input_tokens), "output tokens": _range(j.output_tokens),
-                    "US dollars": "unknown" if j.cost is None else f"{j.cost[0]:.2f} – {j.cost[1]:.2f}",
+                    "US dollars": _dollars(j.cost), "as a batch": _dollars(j.batch_cost),
                 }
                 for j in self.judges
             ]
@@ -120,8 +122,16 @@ def estimate_plan(made: Plan) -> Estimate:
                 for i, o in zip(tokens_in, tokens_out, strict=True)
             ]
             cost = (ends[0], ends[1])
-        found.append(JudgeEstimate(judge.name, cached, (fewest, 2 * new), tokens_in, tokens_out, cost))
+        # A batch asks every judge, so it has no lazy form.
+        batch = None
+        if price is not None and price.batch is not None and not made.lazy and cost is not None:
+            batch = (cost[0] * price.batch, cost[1] * price.batch)
+        found.append(JudgeEstimate(judge.name, cached, (fewest, 2 * new), tokens_in, tokens_out, cost, batch))
     return Estimate(len(made.cases), len(made.cases) - len(good), tuple(found))
+
+
+def _dollars(ends: tuple[float, float] | None) -> str:
+    return "unknown" if ends is None else f"{ends[0]:.2f} – {ends[1]:.2f}"
 
 
 def _range(pair: tuple[int, int]) -> str:

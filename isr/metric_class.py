@@ -40,7 +40,7 @@ class ImmunizationSuccessRate:
         self._report: Report | None = None
 
     def update(
-        self, edits: Any, prompts: Any, *, originals: Any = None, controls: Any = None, columns: Any = None
+        self, edits: Any, prompts: Any = None, *, originals: Any = None, controls: Any = None, columns: Any = None
     ) -> None:
         """Add a batch, control rows (arm="control") too; arguments as of `evaluate` (tensors (N, 3, H, W) or arrays (N, H, W, 3) are batches of N).
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .evaluate import judging_arguments, judging_options, writable_run
+from .evaluate import judging_arguments, judging_options, show, writable_run
 
 if TYPE_CHECKING:
     from . import Subparsers
@@ -99,7 +99,8 @@ def _collect(options: argparse.Namespace) -> int:
     )
     print(found)
     if found.waiting == 0:
-        print("\n" + found.report.summary())
+        print()
+        show(found.report)
     return 0
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..report import Report
     from . import Subparsers
 
-__all__ = ["judging_arguments", "judging_options", "naming", "register", "writable_file", "writable_run"]
+__all__ = ["judging_arguments", "judging_options", "naming", "register", "show", "writable_file", "writable_run"]
 
 
 def register(commands: Subparsers) -> None:
@@ -204,7 +204,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             with naming("--out", options.out):
                 report.save(options.out, images=not options.no_images)
     finally:
-        _show(report)
+        show(report)
     if options.out:
         print(f"\nrun directory: {options.out}")
     if options.html:
@@ -214,7 +214,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show(report: Report) -> None:
+def show(report: Report) -> None:
+    """Print headline, methods and costs."""
     print(report.summary())
     methods = report.by("method")
     if len(methods) > 1:

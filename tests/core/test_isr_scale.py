@@ -18,7 +18,7 @@ import isr
 from isr.cases import iter_prepared
 from isr.cli import main
 from isr.engine.retry import RetryPolicy
-from isr.errors import TransientError, UsageError
+from isr.errors import IntegrityError, TransientError, UsageError
 from isr.merging import merge
 from isr.probing import battery, find_card
 from isr.protocols import Reply
@@ -119,6 +119,24 @@ def test_a_capped_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert "higher max_cost" in report.summary()
 
 
+def test_an_estimate_tells_what_a_batch_would_cost(tmp_path: Path) -> None:
+    table = tmp_path / "p.toml"
+    table.write_text(
+        'written = 2026-11-20\n[[price]]\nmodel = "gemini:priced"\ninput = 0\noutput = 1000\nbatch = 0.25\n'
+    )
+    paid = Priced(lambda q: text(True), "p")
+
+    def told(**options: Any) -> Any:
+        return isr.estimate(
+            pictures(2), ["x", "y"], originals=pictures(2, 9), judges=[paid], prices=table, cache=False, **options
+        ).judges[0]
+
+    # Output alone costs: 2 calls of 80 tokens at 1000 $ per million = 0.16 $; 4 calls of 1500 = 6 $. A quarter of each.
+    assert told().cost == pytest.approx((0.16, 6.0))
+    assert told().batch_cost == pytest.approx((0.04, 1.5))
+    assert told(lazy=True).batch_cost is None
+
+
 # -------------------------------------------------------------------------------------------------------------- merge
 
 
@@ -148,6 +166,24 @@ def test_a_missing_shard_is_not_forgotten(tmp_path: Path) -> None:
         study(judge(), shard=f"{i}/3").save(tmp_path / "grown")
         told = [w for w in isr.Report.load(tmp_path / "grown").warnings if "Only shard" in w]
         assert [w.split(" of ")[0] for w in told] == {1: ["Only shard 1/3"], 2: ["Only shard 1,2/3"], 3: []}[i]
+
+
+def test_a_bridge_of_one_shard_stays_one(tmp_path: Path) -> None:
+    found = isr.bridge(study(judge(), shard="1/2"), judge("b"), cache=False, progress=False)
+    assert any("Only shard 1/2" in w for w in found.new.warnings)
+
+
+def test_a_merge_hashes_every_picture_again(tmp_path: Path) -> None:
+    for i in (1, 2):
+        study(judge(), shard=(i, 2)).save(tmp_path / str(i))
+    files = sorted((tmp_path / "2" / "images").iterdir())
+    files[0].write_bytes(files[1].read_bytes())
+    with pytest.raises(IntegrityError, match="its pixels have the digest"):
+        merge([tmp_path / "1", tmp_path / "2"], tmp_path / "out")
+    files[0].unlink()
+    files[0].symlink_to(files[1])
+    with pytest.raises(IntegrityError, match="a link"):
+        merge([tmp_path / "1", tmp_path / "2"], tmp_path / "other")
 
 
 def test_a_probe_that_failed_anywhere_stands_after_a_merge(tmp_path: Path) -> None:
