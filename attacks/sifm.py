@@ -52,8 +52,9 @@ class SIFM(Objective):
             dimensionless, mean‖φ‖/mean‖φ₀‖ − λ·mean(Δφ²)/mean(φ₀²); "grad_balanced": the two pixel gradients, each divided
             by its own L1 norm, g_N − λ·g_D (independent of all reductions).
         layers: names of `editor.layers()`; None: the editor's default (deepest attention level; blocks 12–22 of SD3).
-        aggregate: "features": average first (Eq. 3; layers of one shape); "losses": average the layers' losses;
-            "auto": Eq. 3 where shapes agree, else losses.
+        aggregate: "features": average first (Eq. 3; layers of one shape); "losses": average the layers' losses, each divided
+            by its layer's element count where the reduction sums ("paper", "mean_sum"; "grad_balanced" takes means), so that
+            large layers do not outweigh small ones; "auto": Eq. 3 where shapes agree, else losses.
         timesteps: the timesteps themselves, or None: `count` of them over the first `fraction` of the editor's schedule.
         path: how pixels reach z_t and the condition: "both", "lat", "cond" (z_t from the clean latent) or "trajectory" (z_t
             of a clean edit run).
@@ -153,10 +154,18 @@ class SIFM(Objective):
     def _terms(self, context: Context, part: slice, which: int, encoded: Encoded) -> Tensor:
         """(2, B): Σ over the part's timesteps of norm and Dist, each meaned over layers and divided by |T|."""
         phi, clean = self._phi(context, encoded, part), context.cache["clean"][which]
-        norms = torch.stack([self._norm(f, f0) for f, f0 in zip(phi, clean, strict=True)]).mean(dim=0)
-        dists = torch.stack([self._dist(f, f0) for f, f0 in zip(phi, clean, strict=True)]).mean(dim=0)
-        per_time = torch.stack([norms, dists]).reshape(2, -1, len(context))
+        of_layers = [torch.stack([self._norm(f, f0), self._dist(f, f0)]) for f, f0 in zip(phi, clean, strict=True)]
+        if self.aggregate == "losses" or len(phi) > 1:
+            of_layers = [self._per_element(loss, f[0].numel()) for loss, f in zip(of_layers, phi, strict=True)]
+        per_time = torch.stack(of_layers).mean(dim=0).reshape(2, -1, len(context))
         return per_time.sum(dim=1) / len(context.cache["times"])
+
+    def _per_element(self, loss: Tensor, count: int) -> Tensor:
+        """A layer's (norm, Dist) (2, rows), on one footing with layers of other sizes: the whole loss over its element count,
+        which keeps its own balance. Means stand on it already; balanced gradients need it of each term by itself."""
+        if self.reduction in ("paper", "mean_sum"):
+            return loss / count
+        return torch.stack([loss[0] / count, loss[1]]) if self.reduction == "grad_balanced" else loss
 
     def _norm(self, phi: Tensor, clean: Tensor) -> Tensor:
         """‖φ‖ per row."""

@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import bench_attacks_effect as bench
 from attacks_effect_store import Arm, Store
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -7,7 +7,6 @@ source's a sum; sign steps do not see it, and it is a constant of the shapes, st
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import PIL.Image
 import pytest
 import torch
 from isr.attacks.context import Draws
+from isr.attacks.objective import unit
 from isr.attacks.pgd import StepResult, one_step
 from torch import Tensor
 from toy import ToyEditor, pictures
@@ -29,8 +29,6 @@ LATENT = 4 * 2 * 2  # elements of the toy's latent at 8 × 8 pixels
 EVERY_EDITOR = [(p, i) for p in ("epsilon", "v_prediction", "flow") for i in ("cond", "own", "latent")]
 CONDITIONED = [(p, "cond") for p in ("epsilon", "v_prediction", "flow")]
 FLOW_AND_EPSILON = [("epsilon", "cond"), ("flow", "cond"), ("flow", "latent")]
-
-Compare = Callable[..., None]
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -86,29 +84,25 @@ def walk(name: str, preset: str = "paper") -> dict[str, float]:
     return {"alpha": alpha, "eps": eps}
 
 
-@pytest.fixture
-def compare(record_property: Any) -> Compare:
-    """Losses, gradient, signs and the next picture of one step: ours against a transcription's."""
-
-    def check(
-        mine: StepResult, theirs: Step, *, scale: float = 1.0, losses: bool = True, keeps_delta: bool = False
-    ) -> None:
-        expected = theirs.gradient * scale
-        size = float(expected.abs().max())
-        assert size > 0
-        record_property("gradient", float((mine.gradient - expected).abs().max()) / size)
-        torch.testing.assert_close(mine.gradient, expected, rtol=1e-5, atol=1e-6 * size)
-        assert torch.equal(mine.gradient.sign(), expected.sign())
-        if losses:
-            record_property("loss", float((mine.losses / (theirs.losses * scale) - 1).abs().max()))
-            torch.testing.assert_close(mine.losses, theirs.losses * scale, rtol=1e-5, atol=0)
-        record_property("pixels", float((mine.pixels - theirs.pixels).abs().max()))
-        torch.testing.assert_close(mine.pixels, theirs.pixels, rtol=0, atol=1e-12)
-        # Algorithm 1 keeps δ as it is; usual PGD puts it back to what the clipped pixels differ by.
-        delta = theirs.delta if keeps_delta else theirs.pixels - start()[0]
-        torch.testing.assert_close(mine.delta, delta, rtol=0, atol=1e-12)
-
-    return check
+def compare(
+    mine: StepResult, theirs: Step, *, scale: float = 1.0, losses: bool = True, keeps_delta: bool = False
+) -> dict[str, float]:
+    """Losses, gradient, signs and the next picture of one step: ours against a transcription's. Gives the largest differences."""
+    expected = theirs.gradient * scale
+    size = float(expected.abs().max())
+    assert size > 0
+    largest = {"gradient": float((mine.gradient - expected).abs().max()) / size}
+    torch.testing.assert_close(mine.gradient, expected, rtol=1e-5, atol=1e-6 * size)
+    assert torch.equal(mine.gradient.sign(), expected.sign())
+    if losses:
+        largest["loss"] = float((mine.losses / (theirs.losses * scale) - 1).abs().max())
+        torch.testing.assert_close(mine.losses, theirs.losses * scale, rtol=1e-5, atol=0)
+    largest["pixels"] = float((mine.pixels - theirs.pixels).abs().max())
+    torch.testing.assert_close(mine.pixels, theirs.pixels, rtol=0, atol=1e-12)
+    # Algorithm 1 keeps δ as it is; usual PGD puts it back to what the clipped pixels differ by.
+    delta = theirs.delta if keeps_delta else theirs.pixels - start()[0]
+    torch.testing.assert_close(mine.delta, delta, rtol=0, atol=1e-12)
+    return largest
 
 
 # -------------------------------------------------------------------------------------------------------------- SIFM
@@ -133,11 +127,11 @@ def sifm_pair(
 
 
 @pytest.mark.parametrize("kind", EVERY_EDITOR)
-def test_sifm_is_algorithm_1(kind: tuple[str, str], compare: Compare) -> None:
+def test_sifm_is_algorithm_1(kind: tuple[str, str]) -> None:
     compare(*sifm_pair(kind), keeps_delta=True)
 
 
-def test_sifm_first_step_from_zero(compare: Compare) -> None:
+def test_sifm_first_step_from_zero() -> None:
     compare(*sifm_pair(("epsilon", "cond"), zero=True), keeps_delta=True)
 
 
@@ -158,12 +152,12 @@ def test_sifm_first_step_from_zero(compare: Compare) -> None:
     ],
     ids=lambda o: "-".join(str(v) for v in o.values()),
 )
-def test_sifm_readings(kind: tuple[str, str], options: dict[str, Any], compare: Compare) -> None:
+def test_sifm_readings(kind: tuple[str, str], options: dict[str, Any]) -> None:
     compare(*sifm_pair(kind, **options), keeps_delta=True)
 
 
 @pytest.mark.parametrize("policy", ["fresh_both", "fresh_imm"])
-def test_sifm_noise_policies(policy: str, compare: Compare) -> None:
+def test_sifm_noise_policies(policy: str) -> None:
     """Fresh noise for both sides; or for the immunized side only, against features cached with the first noise."""
     editor, first, second = toy(("epsilon", "cond")), normal(2, 3, 4, 2, 2, seed=1), normal(2, 3, 4, 2, 2, seed=2)
     mine = ours(
@@ -177,7 +171,7 @@ def test_sifm_noise_policies(policy: str, compare: Compare) -> None:
 
 
 @pytest.mark.parametrize("zero", [False, True])
-def test_sifm_grad_balanced(zero: bool, compare: Compare) -> None:
+def test_sifm_grad_balanced(zero: bool) -> None:
     editor, n = toy(("epsilon", "cond")), normal(2, 3, 4, 2, 2, seed=1)
     clean, delta = start()
     mine = ours(
@@ -189,19 +183,59 @@ def test_sifm_grad_balanced(zero: bool, compare: Compare) -> None:
     compare(mine, theirs, losses=False, keeps_delta=True)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="gradients differ; which side departs from the reference is open",
-)
-def test_sifm_layers_of_unlike_shapes(compare: Compare) -> None:
+def layer_losses_pair(layers: tuple[str, ...], lam: float, reduction: str) -> tuple[StepResult, Step]:
     editor, n = toy(("epsilon", "cond")), normal(2, 3, 4, 2, 2, seed=1)
     mine = ours(
-        "sifm", editor, given={"noise": n}, timesteps=TIMES, layers=("one", "out"), aggregate="losses", lam=200.0
-    )
+        "sifm", editor, given={"noise": n}, timesteps=TIMES, layers=layers, aggregate="losses", lam=lam, reduction=reduction
+    )  # fmt: skip
     theirs = sifm.step_layer_losses(
-        editor, *start(), PROMPTS, times=TIMES, noise=n, layers=("one", "out"), lam=200.0, **walk("sifm")
+        editor, *start(), PROMPTS, times=TIMES, noise=n, layers=layers, lam=lam, **walk("sifm")
     )
-    compare(mine, theirs, keeps_delta=True)
+    return mine, theirs
+
+
+def test_sifm_losses_of_layers_of_one_shape() -> None:
+    compare(*layer_losses_pair(("one", "two"), 200.0, "paper"), keeps_delta=True)
+
+
+def test_sifm_losses_of_layers_of_unlike_shapes_in_means() -> None:
+    """The norm term, on which every reading of "each divided by its element count" agrees."""
+    compare(*layer_losses_pair(("one", "out"), 0.0, "mean_mean"), keeps_delta=True)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.1, 200.0])
+def test_sifm_losses_of_layers_of_unlike_shapes(lam: float) -> None:
+    compare(*layer_losses_pair(("one", "out"), lam, "paper"), keeps_delta=True)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.1])
+def test_sifm_losses_of_unlike_layers_when_dist_is_a_sum(lam: float) -> None:
+    """mean_sum: each layer's mean|φ| − λ ΣΔφ², divided by its element count (6·2·2 = 24, and 4·2·2 = 16)."""
+    single = {
+        layer: layer_losses_pair((layer,), lam, "mean_sum")[0].losses * count
+        for layer, count in (("one", 24), ("out", 16))
+    }
+    plain = {
+        layer: ours(
+            "sifm", toy(("epsilon", "cond")), given={"noise": normal(2, 3, 4, 2, 2, seed=1)}, timesteps=TIMES,
+            layers=(layer,), aggregate="features", lam=lam, reduction="mean_sum",
+        ).losses
+        for layer in single
+    }  # fmt: skip
+    for layer, losses in single.items():
+        torch.testing.assert_close(losses, plain[layer], rtol=1e-12, atol=0)
+    both = layer_losses_pair(("one", "out"), lam, "mean_sum")[0].losses
+    torch.testing.assert_close(both, (plain["one"] / 24 + plain["out"] / 16) / 2, rtol=1e-12, atol=0)
+
+
+def test_sifm_balanced_gradients_of_unlike_layers() -> None:
+    """Each term by itself per element: the gradients of mean|φ| and of mean(Δφ²), which mean_mean has at λ = 0 and alone."""
+    both = ("one", "out")
+    balanced = layer_losses_pair(both, 1.0, "grad_balanced")[0].gradient
+    norm = layer_losses_pair(both, 0.0, "mean_mean")[0].gradient
+    whole = layer_losses_pair(both, 1.0, "mean_mean")[0].gradient  # norm − Dist
+    expected = unit(norm) - unit(norm - whole)
+    torch.testing.assert_close(balanced, expected, rtol=1e-9, atol=1e-15)
 
 
 # -------------------------------------------------------------------------------------------------------- PhotoGuard
@@ -209,7 +243,7 @@ def test_sifm_layers_of_unlike_shapes(compare: Compare) -> None:
 
 @pytest.mark.parametrize("kind", [("epsilon", "cond"), ("flow", "latent")])
 @pytest.mark.parametrize("target", ["zeros", "grey", "picture"])
-def test_photoguard_encoder(kind: tuple[str, str], target: str, compare: Compare) -> None:
+def test_photoguard_encoder(kind: tuple[str, str], target: str) -> None:
     editor = toy(kind)
     picture, pixels = target_picture()
     wanted = {"zeros": None, "grey": torch.full((1, 3, 8, 8), 0.5, dtype=torch.float64), "picture": pixels}[target]
@@ -218,7 +252,7 @@ def test_photoguard_encoder(kind: tuple[str, str], target: str, compare: Compare
 
 
 @pytest.mark.parametrize("iteration", [0, 500, 999])
-def test_photoguard_encoder_native_decay(iteration: int, compare: Compare) -> None:
+def test_photoguard_encoder_native_decay(iteration: int) -> None:
     editor, settings = toy(("epsilon", "cond")), walk("photoguard-encoder", "native")
     alpha = photoguard.decayed(settings["alpha"], iteration, 1000)
     mine = ours("photoguard-encoder", editor, preset="native", iteration=iteration)
@@ -226,7 +260,7 @@ def test_photoguard_encoder_native_decay(iteration: int, compare: Compare) -> No
 
 
 @pytest.mark.parametrize("kind", EVERY_EDITOR)
-def test_photoguard_diffusion(kind: tuple[str, str], compare: Compare) -> None:
+def test_photoguard_diffusion(kind: tuple[str, str]) -> None:
     editor, seeds = toy(kind), torch.tensor([11, 12])
     mine = ours("photoguard-diffusion", editor, given={"rollout_seed": seeds})
     theirs = photoguard.diffusion_step(editor, *start(), PROMPTS, seeds=seeds.tolist(), **walk("photoguard-diffusion"))
@@ -234,7 +268,7 @@ def test_photoguard_diffusion(kind: tuple[str, str], compare: Compare) -> None:
 
 
 @pytest.mark.parametrize("radius", [8.0, 0.3])
-def test_photoguard_diffusion_l2(radius: float, compare: Compare) -> None:
+def test_photoguard_diffusion_l2(radius: float) -> None:
     """The authors' ball never binds on a picture this small; a tighter one does."""
     editor, seeds = toy(("epsilon", "cond")), torch.tensor([11, 12])
     mine = ours("photoguard-diffusion", editor, given={"rollout_seed": seeds}, preset="native", eps=radius)
@@ -261,7 +295,7 @@ def test_photoguard_diffusion_averages_its_passes() -> None:
 
 @pytest.mark.parametrize("kind", [("epsilon", "cond"), ("flow", "latent")])
 @pytest.mark.parametrize("tau", [Identity(), Blur(size=5, sigma=1.5)], ids=["identity", "blur"])
-def test_editshield_paper(kind: tuple[str, str], tau: Any, compare: Compare) -> None:
+def test_editshield_paper(kind: tuple[str, str], tau: Any) -> None:
     editor = toy(kind)
     mine = ours("editshield", editor, transforms=EOT([tau]))
     # ours is the mean of squares, the source's ‖·‖² their sum
@@ -270,7 +304,7 @@ def test_editshield_paper(kind: tuple[str, str], tau: Any, compare: Compare) -> 
 
 @pytest.mark.parametrize("kind", [("epsilon", "cond"), ("v_prediction", "cond")])
 @pytest.mark.parametrize("range_bug", [False, True])
-def test_editshield_released(kind: tuple[str, str], range_bug: bool, compare: Compare) -> None:
+def test_editshield_released(kind: tuple[str, str], range_bug: bool) -> None:
     editor = toy(kind)
     clean, delta = start()
     delta = delta * 0.9  # Adam's first step is 1e-3: the walls that the release does not have stay out of reach
@@ -289,7 +323,7 @@ def test_editshield_released(kind: tuple[str, str], range_bug: bool, compare: Co
 
 @pytest.mark.parametrize("kind", [*CONDITIONED, ("flow", "latent"), ("epsilon", "own")])
 @pytest.mark.parametrize("word", [None, "zombie"])
-def test_semantic(kind: tuple[str, str], word: str | None, compare: Compare) -> None:
+def test_semantic(kind: tuple[str, str], word: str | None) -> None:
     editor, n = toy(kind), normal(2, 10, 4, 2, 2, seed=1)
     words = None if word is None else {PROMPTS[0]: "zombie", PROMPTS[1]: "snow"}
     columns = [(1, 2, 3, 4) if word is None else (4,), (1,)]  # after the start token
@@ -297,7 +331,7 @@ def test_semantic(kind: tuple[str, str], word: str | None, compare: Compare) -> 
     theirs = semantic.step(
         editor, *start(), PROMPTS, times=[float(t) for t in editor.timesteps(10)], noise=n, columns=columns, **walk("semantic")
     )  # fmt: skip
-    # ours is a mean over the map's 2 × 2 places (as attack on joint attention is stated), the U-Net form a sum
+    # ours is a mean over the map's 2 × 2 places (as the attack on joint attention is stated), the U-Net form a sum
     compare(mine, theirs, scale=1 / 4)
 
 
@@ -316,7 +350,7 @@ def test_flow_times_have_the_same_signal_to_noise_ratio() -> None:
 
 @pytest.mark.parametrize("kind", EVERY_EDITOR)
 @pytest.mark.parametrize("direction", ["+", "-"])
-def test_advdm(kind: tuple[str, str], direction: str, compare: Compare) -> None:
+def test_advdm(kind: tuple[str, str], direction: str) -> None:
     editor, draws = toy(kind), drawn(low=kind[1] == "latent")
     mine = ours("advdm", editor, given=draws, direction=direction)
     compare(mine, denoising.advdm_step(editor, *start(), PROMPTS, **draws, direction=direction, **walk("advdm")))
@@ -324,7 +358,7 @@ def test_advdm(kind: tuple[str, str], direction: str, compare: Compare) -> None:
 
 @pytest.mark.parametrize("kind", [("epsilon", "own"), ("flow", "own")])
 @pytest.mark.parametrize("path", ["lat", "cond"])
-def test_advdm_paths(kind: tuple[str, str], path: str, compare: Compare) -> None:
+def test_advdm_paths(kind: tuple[str, str], path: str) -> None:
     editor, draws = toy(kind), drawn()
     mine = ours("advdm", editor, given=draws, path=path, preset="native")
     compare(mine, denoising.advdm_step(editor, *start(), PROMPTS, **draws, path=path, **walk("advdm", "native")))
@@ -332,14 +366,14 @@ def test_advdm_paths(kind: tuple[str, str], path: str, compare: Compare) -> None
 
 @pytest.mark.parametrize("kind", EVERY_EDITOR)
 @pytest.mark.parametrize("direction", ["-", "+"])
-def test_sds(kind: tuple[str, str], direction: str, compare: Compare) -> None:
+def test_sds(kind: tuple[str, str], direction: str) -> None:
     editor, draws = toy(kind), drawn(low=kind[1] == "latent")
     mine = ours("sds", editor, given=draws, direction=direction)
     compare(mine, denoising.sds_step(editor, *start(), PROMPTS, **draws, direction=direction, **walk("sds")))
 
 
 @pytest.mark.parametrize("direction", ["-", "+"])
-def test_sds_with_a_target(direction: str, compare: Compare) -> None:
+def test_sds_with_a_target(direction: str) -> None:
     editor, draws = toy(("epsilon", "cond")), drawn()
     picture, pixels = target_picture()
     mine = ours("sds", editor, given=draws, direction=direction, target_weight=1.0, target=picture, preset="native")
@@ -350,7 +384,7 @@ def test_sds_with_a_target(direction: str, compare: Compare) -> None:
 
 
 @pytest.mark.parametrize("kind", EVERY_EDITOR)
-def test_mist(kind: tuple[str, str], compare: Compare) -> None:
+def test_mist(kind: tuple[str, str]) -> None:
     editor, draws = toy(kind), drawn(low=kind[1] == "latent")
     picture, pixels = target_picture()
     mine = ours("mist", editor, given=draws, target=picture)
@@ -358,7 +392,7 @@ def test_mist(kind: tuple[str, str], compare: Compare) -> None:
 
 
 @pytest.mark.parametrize(("mode", "path"), [("textural", "both"), ("semantic", "both"), ("fused", "cond")])
-def test_mist_modes(mode: str, path: str, compare: Compare) -> None:
+def test_mist_modes(mode: str, path: str) -> None:
     editor, draws = toy(("flow", "own")), drawn()
     picture, pixels = target_picture()
     name = "texture" if mode == "textural" else mode
@@ -371,7 +405,7 @@ def test_mist_modes(mode: str, path: str, compare: Compare) -> None:
 
 @pytest.mark.parametrize("kind", EVERY_EDITOR)
 @pytest.mark.parametrize("fused", [False, True])
-def test_ace(kind: tuple[str, str], fused: bool, compare: Compare) -> None:
+def test_ace(kind: tuple[str, str], fused: bool) -> None:
     editor, low = toy(kind), kind[1] == "latent"
     draws = drawn(low=low) if low else {**drawn(), "timestep": torch.tensor([640, 910])}
     picture, pixels = target_picture()
@@ -379,7 +413,7 @@ def test_ace(kind: tuple[str, str], fused: bool, compare: Compare) -> None:
     compare(mine, denoising.ace_step(editor, *start(), PROMPTS, **draws, target=pixels, fused=fused, **walk("ace")))
 
 
-def test_ace_velocity(compare: Compare) -> None:
+def test_ace_velocity() -> None:
     editor, draws = toy(("flow", "cond")), {**drawn(), "timestep": torch.tensor([640, 910])}
     picture, pixels = target_picture()
     mine = ours("ace", editor, given=draws, target=picture, of="velocity", preset="native")
@@ -394,7 +428,7 @@ def test_ace_velocity(compare: Compare) -> None:
     "kind", [("epsilon", "cond"), ("epsilon", "own"), *FLOW_AND_EPSILON[1:], ("epsilon", "latent")]
 )
 @pytest.mark.parametrize("preset", ["paper", "native"])
-def test_diffusionguard(kind: tuple[str, str], preset: str, compare: Compare) -> None:
+def test_diffusionguard(kind: tuple[str, str], preset: str) -> None:
     editor, n = toy(kind), normal(2, 4, 2, 2, seed=1)
     mine = ours("diffusionguard", editor, given={"noise": n}, preset=preset)
     prompts = PROMPTS if preset == "paper" else ["", ""]
@@ -419,14 +453,14 @@ def test_noise(kind: str, eps: float) -> None:
 # ------------------------------------------------------------------------------------------- the comparison can fail
 
 
-def test_a_wrong_sign_is_seen(compare: Compare) -> None:
+def test_a_wrong_sign_is_seen() -> None:
     editor, draws = toy(("epsilon", "cond")), drawn()
     theirs = denoising.sds_step(editor, *start(), PROMPTS, **draws, direction="-", **walk("sds"))
     with pytest.raises(AssertionError):
         compare(ours("sds", editor, given=draws, direction="+"), theirs)
 
 
-def test_a_small_error_in_one_weight_is_seen(compare: Compare) -> None:
+def test_a_small_error_in_one_weight_is_seen() -> None:
     editor, draws = toy(("epsilon", "cond")), drawn()
     picture, pixels = target_picture()
     theirs = denoising.mist_step(editor, *start(), PROMPTS, **draws, target=pixels, **walk("mist"))
