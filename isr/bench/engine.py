@@ -9,10 +9,20 @@ from typing import Protocol
 from ..errors import IsrError
 from .work import Batch, Done, Worker
 
-__all__ = ["MAX_DEATHS", "Engine", "Failed", "InlineEngine", "StepError", "told"]
+__all__ = ["MAX_DEATHS", "QUICK", "Engine", "Failed", "InlineEngine", "StepError", "depth", "told"]
 
 #: Times a worker may die on one batch before the batch counts as failed.
 MAX_DEATHS = 3
+
+
+#: A batch that takes longer than this (seconds) is handed out only to an idle worker: fetching the next one costs
+#: milliseconds, while a batch that waits behind a long one leaves another worker idle at the end.
+QUICK = 0.5
+
+
+def depth(seconds: float | None) -> int:
+    """Batches that a worker may have at once (one under way, one waiting), from how long its last one took."""
+    return 2 if seconds is not None and seconds < QUICK else 1
 
 
 class StepError(IsrError):

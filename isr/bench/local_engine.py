@@ -1,7 +1,7 @@
 """The local engine: one spawned process per GPU (or per core), one compute thread each.
 
-A worker has at most two batches (one under way, one waiting), which hides the writing of results and is the back-pressure.
-A worker that dies is replaced and its batches are done again.
+A worker has one batch, and while batches are quick a second one that waits, which hides the writing of results and is the
+back-pressure. A worker that dies is replaced and its batches are done again.
 """
 
 from __future__ import annotations
@@ -10,29 +10,37 @@ import importlib.util
 import multiprocessing as mp
 import os
 import queue
+import runpy
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .engine import MAX_DEATHS, Failed, told
+from .engine import MAX_DEATHS, Failed, depth, told
 from .work import THREADS, Batch, Done, Worker, one_thread
 
 __all__ = ["LocalEngine", "default_workers", "gpus"]
 
-_DEPTH = 2
+#: Seconds that an idle worker gets to leave by itself.
+_GRACE = 5.0
 
 
 def gpus() -> tuple[str, ...]:
     """Names of the GPUs this process may use, as CUDA_VISIBLE_DEVICES spells them; empty without torch or CUDA."""
-    if importlib.util.find_spec("torch") is None:
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
         return ()
+    build = runpy.run_path(str(Path(found.origin).with_name("version.py")))
+    if build.get("cuda", "?") is None and build.get("hip", "?") is None:
+        return ()  # a build for processors only; importing torch to hear that takes seconds
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -57,6 +65,13 @@ class _Hand:
     pipe: Connection
     resource: str = ""
     batches: deque[tuple[Batch, str]] = field(default_factory=deque)
+    #: When its batch under way began (or was handed over), and how long its last one took.
+    since: float = field(default_factory=time.monotonic)
+    seconds: float | None = None
+
+    @property
+    def free(self) -> bool:
+        return len(self.batches) < depth(self.seconds)
 
 
 class LocalEngine:
@@ -84,9 +99,15 @@ class LocalEngine:
 
     def __exit__(self, *exc: object) -> None:
         for hand in self._hands:
-            hand.process.kill()  # a worker holds nothing that is not done again
+            if hand.batches or hand.seconds is None:
+                hand.process.kill()  # a worker holds nothing that is not done again
+            else:
+                self._send(hand, None)  # an idle one leaves by itself, and gives back what its libraries took
         for hand in self._hands:
-            hand.process.join()
+            hand.process.join(_GRACE)
+            if hand.process.is_alive():
+                hand.process.kill()
+                hand.process.join()
             hand.pipe.close()
         self._hands = []
 
@@ -100,14 +121,16 @@ class LocalEngine:
 
     def room(self) -> list[str]:
         hands = sorted(self._hands, key=lambda h: len(h.batches))
-        return [h.resource for h in hands if len(h.batches) < _DEPTH]
+        return [h.resource for h in hands if h.free]
 
     def submit(self, batch: Batch, resource: str) -> None:
-        free = [h for h in self._hands if len(h.batches) < _DEPTH]
+        free = [h for h in self._hands if h.free]
         if not free:
             raise UsageError("submit: no worker has room; ask room() first")
         # The emptiest first; among equals the one that holds the model already.
         hand = min(free, key=lambda h: (len(h.batches), h.resource != resource))
+        if not hand.batches:
+            hand.since = time.monotonic()
         hand.batches.append((batch, resource))
         hand.resource = resource
         self._send(hand, batch)
@@ -127,10 +150,12 @@ class LocalEngine:
                     self._replace(hand)
                     continue
                 hand.batches.popleft()
+                now = time.monotonic()
+                hand.seconds, hand.since = now - hand.since, now
                 results.append(result)
         return results
 
-    def _send(self, hand: _Hand, batch: Batch) -> None:
+    def _send(self, hand: _Hand, batch: Batch | None) -> None:
         # A broken pipe is noticed by `wait`, which replaces the worker and sends its batches again.
         try:
             hand.pipe.send(batch)

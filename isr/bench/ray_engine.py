@@ -10,23 +10,23 @@ import importlib
 import importlib.util
 import math
 import os
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UsageError, missing_extra
-from .engine import MAX_DEATHS, Failed, told
+from .engine import MAX_DEATHS, Failed, depth, told
 from .local_engine import default_workers
 from .plugins import VARIABLE
 from .work import THREADS, Batch, Done, Worker
 
 __all__ = ["RayEngine"]
 
-_DEPTH = 2
-
 
 def _ray() -> Any:
     """Ray, untyped on purpose: type checks then say the same with and without the extra."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
     return importlib.import_module("ray")
 
 
@@ -38,6 +38,13 @@ class _Actor:
     handle: Any
     resource: str = ""
     batches: deque[tuple[Batch, str, Any]] = field(default_factory=deque)
+    #: When its batch under way began (or was handed over), and how long its last one took.
+    since: float = field(default_factory=time.monotonic)
+    seconds: float | None = None
+
+    @property
+    def free(self) -> bool:
+        return len(self.batches) < depth(self.seconds)
 
 
 class RayEngine:
@@ -109,10 +116,10 @@ class RayEngine:
 
     def room(self) -> list[str]:
         actors = sorted(self._actors, key=lambda a: len(a.batches))
-        return [a.resource for a in actors if len(a.batches) < _DEPTH]
+        return [a.resource for a in actors if a.free]
 
     def submit(self, batch: Batch, resource: str) -> None:
-        free = [a for a in self._actors if len(a.batches) < _DEPTH]
+        free = [a for a in self._actors if a.free]
         if not free:
             raise UsageError("submit: no actor has room; ask room() first")
         actor = min(free, key=lambda a: (len(a.batches), a.resource != resource))
@@ -136,10 +143,14 @@ class RayEngine:
                 self._replace(actor, str(error))
                 continue
             actor.batches.popleft()
+            now = time.monotonic()
+            actor.seconds, actor.since = now - actor.since, now
             results.append(result)
         return results
 
     def _send(self, actor: _Actor, batch: Batch, resource: str) -> None:
+        if not actor.batches:
+            actor.since = time.monotonic()
         actor.batches.append((batch, resource, actor.handle.do.remote(batch)))
         actor.resource = resource
 

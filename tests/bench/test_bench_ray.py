@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from bench_help import run, toy, use_plugins
 
-pytest.importorskip("ray", reason="needs the extra ray")
-
 from isr.bench.checking import content_hash
 from isr.bench.engine import InlineEngine
 from isr.bench.ray_engine import RayEngine
@@ -16,6 +14,7 @@ from isr.bench.ray_engine import RayEngine
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.needs("ray")
 def test_one_and_two_actors_give_the_bytes_of_the_local_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_plugins(monkeypatch)
     dying = toy(editors=[{"name": "toy", "options": {"die_once": str(tmp_path / "died")}}])

@@ -1,0 +1,66 @@
+"""How batches are handed out: no batch waits behind a long one while another worker is idle."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bench_help import plan_of, run, toy, use_plugins
+
+from isr.bench.engine import QUICK, depth
+from isr.bench.files import ExperimentFiles
+from isr.bench.local_engine import LocalEngine, gpus
+from isr.bench.work import Batch
+
+
+def test_only_quick_batches_are_fetched_ahead() -> None:
+    assert depth(None) == 1
+    assert depth(QUICK / 2) == 2
+    assert depth(QUICK) == 1
+
+
+def test_a_worker_of_long_batches_gets_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_plugins(monkeypatch)
+    plan = plan_of(toy(editors=[{"name": "toy", "options": {"sleep": QUICK}}], batch={"edit": 2}))
+    pictures = {f"picture:{i.original.digest}": i.original.png() for i in plan.items}
+    ready = [(n, j) for n, j in enumerate(plan.jobs) if not j.needs and j.kind == "edit"]
+    assert len(ready) >= 2
+    with LocalEngine(1, ()) as engine:
+        for number, job in ready[:2]:
+            assert engine.room() == [""] or engine.room() == [job.resource]
+            given = tuple(tuple(pictures[i] for i in s.inputs) for s in job.steps)
+            engine.submit(Batch(number, job.steps, given), job.resource)
+            assert engine.room() == []
+            assert [r.number for r in engine.wait()] == [number]
+
+
+def test_idle_workers_leave_by_themselves_and_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_plugins(monkeypatch)
+    engine = LocalEngine(2, ())
+    codes = []
+    leave = engine.__exit__
+
+    def watch(*exc: object) -> None:
+        processes = [(hand.process, hand.seconds) for hand in engine._hands]
+        started = time.monotonic()
+        leave(*exc)
+        assert time.monotonic() - started < 30
+        codes.extend(p.exitcode for p, seconds in processes if seconds is not None)
+
+    monkeypatch.setattr(LocalEngine, "__exit__", lambda self, *exc: watch(*exc))
+    run(toy(), tmp_path / "run", engine, judge=False)
+    assert codes
+    assert set(codes) == {0}
+    assert len({r.worker for r in ExperimentFiles.at(tmp_path / "run").steps().values()}) == len(codes)
+
+
+def test_a_torch_for_processors_is_not_imported_to_count_gpus() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        pytest.skip("this torch is built for GPUs")
+    assert gpus() == ()
+    code = "import sys; from isr.bench.local_engine import gpus; assert gpus() == (); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
