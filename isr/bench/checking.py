@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 
@@ -13,9 +14,10 @@ from ..images import as_image
 from ..perturbation import Budget, measure, within
 from ..replaying import replay
 from ..report import Report
+from .dataset import stored_items
 from .experiment import Experiment, canonical_json
 from .files import ExperimentFiles, StepRow
-from .plan import step_key
+from .plan import NONE, planned_cases, step_key
 
 __all__ = ["Check", "check_run"]
 
@@ -64,7 +66,44 @@ def check_run(folder: str | Path) -> Check:
     found.count("steps", len(rows))
     if files.run.exists():
         _cases(files, rows, found)
+        _labels(files, info, found)
     return found
+
+
+def _labels(files: ExperimentFiles, info: dict[str, Any], found: Check) -> None:
+    """Every case is called what the plan calls its edit: no edit stands under another method, editor or prompt kind."""
+    try:
+        experiment = Experiment.of(info["experiment"], source=repr(str(files.folder)), stored=True)
+        planned = planned_cases(experiment, stored_items(info, "experiment.json"))
+    except (IsrError, KeyError) as error:
+        found.wrong.append(f"experiment.json: {error}")
+        return
+    names: dict[str, set[tuple[Any, ...]]] = {}
+    for case in planned:
+        purifier = None if case.purifier == NONE else case.purifier
+        names.setdefault(case.edit, set()).add(
+            (case.method, case.target, case.prompt_kind, purifier, case.image_id, case.arm, case.source, case.table)
+        )
+    compared = 0
+    for row in files.run.cases():
+        wanted = names.get(str(row.tags.get("step")))
+        if wanted is None:
+            continue  # a control row, or of an earlier state of the experiment
+        compared += 1
+        told = (
+            row.method,
+            row.editor,
+            row.prompt_kind,
+            row.purifier,
+            row.image_id,
+            row.arm,
+            *(row.tags.get(t) for t in ("source", "table")),
+        )
+        if told not in wanted:
+            found.wrong.append(
+                f"case {row.case_id}: is called {row.method}, {row.editor}, {row.prompt_kind}; the plan calls its edit something else"
+            )
+    found.count("cases compared with the plan", compared)
 
 
 def _step(row: StepRow, rows: dict[str, StepRow], files: ExperimentFiles, found: Check) -> None:

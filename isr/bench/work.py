@@ -70,6 +70,7 @@ class Worker:
     def __init__(self, name: str) -> None:
         self.name = name
         self._editors: dict[bytes, Editor] = {}
+        self._purifiers: dict[bytes, Any] = {}
         import_user_plugins()
 
     def do(self, batch: Batch) -> Done:
@@ -222,15 +223,24 @@ class Worker:
         key = canonical_json(record)
         if key not in self._editors:
             self._editors.clear()  # one at a time: a pipeline fills a GPU
-            made: Editor = RESOLVERS.load("editors")(record["name"], **record["options"])
-            self._editors[key] = made
+            self._editors[key] = _load_editor(record)
         return self._editors[key]
 
     def _purifier(self, record: Mapping[str, Any]) -> Any:
-        options = dict(record["options"])
-        if record["editor"] is not None:
-            options["editor"] = self._editor(record["editor"])
-        return RESOLVERS.load("purifiers")(record["name"], **options)
+        key = canonical_json(record)
+        if key not in self._purifiers:
+            self._purifiers.clear()  # one at a time; with its editor, where that is not the one that edits
+            options = dict(record["options"])
+            if record["editor"] is not None:
+                held = self._editors.get(canonical_json(record["editor"]))
+                options["editor"] = _load_editor(record["editor"]) if held is None else held
+            self._purifiers[key] = RESOLVERS.load("purifiers")(record["name"], **options)
+        return self._purifiers[key]
+
+
+def _load_editor(record: Mapping[str, Any]) -> Editor:
+    made: Editor = RESOLVERS.load("editors")(record["name"], **record["options"])
+    return made
 
 
 _Made = tuple[PIL.Image.Image | None, PIL.Image.Image | None, dict[str, Any]]

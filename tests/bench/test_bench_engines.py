@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import PIL.Image
 import pytest
 from bench_help import plan_of, run, toy, use_plugins
 
-from isr.bench.engine import QUICK, depth
+from isr.bench.engine import QUICK, InlineEngine, depth
 from isr.bench.files import ExperimentFiles
 from isr.bench.local_engine import LocalEngine, gpus
 from isr.bench.work import Batch
@@ -64,3 +66,43 @@ def test_a_torch_for_processors_is_not_imported_to_count_gpus() -> None:
     assert gpus() == ()
     code = "import sys; from isr.bench.local_engine import gpus; assert gpus() == (); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_worker_loads_a_purifier_and_its_editor_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench_toys import ToyEditor
+
+    loaded: list[str] = []
+
+    class Counting(ToyEditor):
+        def __init__(self, **options: str) -> None:
+            super().__init__(weights=options["weights"])
+            loaded.append(options["weights"])
+
+    class Purifier:
+        name = "toy-purifier"
+
+        def __init__(self, editor: ToyEditor) -> None:
+            loaded.append(f"purifier with {editor.weights}")
+
+        def settings(self) -> dict[str, str]:
+            return {}
+
+        def purify(self, images: list[PIL.Image.Image], *, seeds: list[int]) -> list[PIL.Image.Image]:
+            return list(images)
+
+    monkeypatch.setattr(
+        "isr.bench.work.RESOLVERS",
+        SimpleNamespace(
+            load=lambda kind: lambda name, **options: (Counting if kind == "editors" else Purifier)(**options)
+        ),
+    )
+    editors = [
+        {"name": "toy", "options": {"weights": "a"}},
+        {"name": "toy", "label": "cleaner", "options": {"weights": "b"}},
+    ]
+    experiment = toy(
+        editors=editors, pairs=[{"source": "toy", "target": "toy"}], noise=None, batch={"edit": 1},
+        purifiers=[{"name": "jpeg:50", "editor": "cleaner"}],
+    )  # fmt: skip
+    run(experiment, tmp_path / "run", InlineEngine(), judge=False)
+    assert sorted(loaded) == ["a", "b", "purifier with b"]

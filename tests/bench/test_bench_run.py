@@ -236,6 +236,10 @@ def test_check_finds_every_kind_of_tampering(tmp_path: Path) -> None:
             '"budget":{"norm":"linf","eps":0.001},"measured"',
         )
     )
+    # Another method's name on an edit: the figures would be credited to somebody else.
+    assert "the plan calls its edit something else" in tampered(
+        replace("cases.jsonl", '"method":"toy-shift"', '"method":"noise"')
+    )
     assert "hash is not that of its content" in tampered(replace("experiment.json", '"redraws": 1', '"redraws": 2'))
     assert "judgements are missing" in tampered(lambda c: (c / "judgements.jsonl").write_text(""))
 
