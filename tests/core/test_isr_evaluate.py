@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import isr
+from isr.engine import runner
+from isr.engine.cache import DiskCache
 from isr.engine.retry import RetryPolicy
 from isr.errors import JudgeStoppedError, ProblemsError, TransientError, UsageError
 from isr.protocols import JudgeLimits, Reply
@@ -146,6 +148,52 @@ def test_the_cache_answers_a_second_run(tmp_path: Path) -> None:
     assert [c.text for j in second.judgement_records for c in j.calls] == [
         c.text for j in first.judgement_records for c in j.calls
     ]
+
+
+def test_only_what_is_not_stored_is_asked(tmp_path: Path) -> None:
+    first, second = Scripted(lambda q: text(True), "a"), Scripted(lambda q: text(True), "b")
+    run([first], n=4, cache=tmp_path)
+    run([second], n=2, cache=tmp_path)
+    first, second = Scripted(lambda q: text(True), "a"), Scripted(lambda q: text(), "b")
+    report = run([first, second], cache=tmp_path)
+    assert sorted(q.prompt for q in first.asked) == PROMPTS[4:]
+    assert sorted(q.prompt for q in second.asked) == PROMPTS[2:]
+    assert [[j.answer.defeated for j in report.judgement_records if j.judge == name] for name in "ab"] == [  # type: ignore[union-attr]
+        [True] * 6,
+        [True, True, False, False, False, False],
+    ]
+    assert [j["served"] for j in report.lock["judges"]] == [{"scripted-1": 6}] * 2
+
+
+def test_a_lazy_rerun_takes_no_stored_answer_that_it_does_not_need(tmp_path: Path) -> None:
+    def judges() -> list[Scripted]:
+        return [Scripted(by_prompt({"edit 0": text(True)}, text()), "a"), Scripted(lambda q: text(True), "b")]
+
+    run(judges(), cache=tmp_path)
+    again = judges()
+    lazy = run(again, cache=tmp_path, lazy=True)
+    assert [q.asked for q in again] == [[], []]
+    assert sum(isinstance(j.answer, NotAsked) for j in lazy.judgement_records) == 5
+    assert [j["served"] for j in lazy.lock["judges"]] == [{"scripted-1": 6}, {"scripted-1": 1}]
+
+
+def test_a_reply_that_another_process_received_meanwhile_is_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = run([Scripted(lambda q: text(True), "a")], n=2, cache=tmp_path / "theirs")
+    theirs = {j.calls[0].key: j.calls[0] for j in report.judgement_records}
+
+    def answer(_: Any) -> str:
+        for key, call in theirs.items():
+            DiskCache(tmp_path / "ours").put(key, call)
+        return text()
+
+    monkeypatch.setattr(runner, "LOOK_HOLDS", 0.0)
+    judge = Scripted(answer, "a", concurrency=1)
+    mine = run([judge], n=2, cache=tmp_path / "ours")
+    assert len(judge.asked) == 1
+    assert sorted(c.cached for j in mine.judgement_records for c in j.calls) == [False, True]
+    assert mine.isr == 0.5
 
 
 def test_a_stored_no_verdict_is_asked_again_only_on_request(tmp_path: Path) -> None:

@@ -101,6 +101,23 @@ def test_round_trip_is_exact(tmp_path: Path, kind: str) -> None:
     assert cache.get("b" * 64) == blocked
 
 
+def test_many_are_read_at_once(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path)
+    keys = [f"{i:064x}" for i in range(1203)]
+    for key in keys[::2]:
+        cache.put(key, call(key=key))
+    cache.put(keys[0], call(key=keys[0], text="again"))
+    found = cache.get_many(keys)
+    assert found == {key: call(key=key, **({"text": "again"} if key == keys[0] else {})) for key in keys[::2]}
+    assert cache.get_many([]) == {}
+    assert len(cache) == len(found)
+    memo = cache.memo()
+    memo.update({"x": [1], "y": {"z": None}})
+    assert (dict(memo), memo.get_many(["y", "w"])) == ({"x": [1], "y": {"z": None}}, {"y": {"z": None}})  # type: ignore[attr-defined]
+    with pytest.raises(KeyError):
+        memo["w"]
+
+
 def test_survives_reopening_and_is_private(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "cache"
     DiskCache(folder).put(KEY, call())
@@ -156,6 +173,11 @@ def test_planted_pickle_is_refused_and_never_run(tmp_path: Path, mode: int, as_f
     plant(folder, f"call:{KEY}", 1, mode, "planted.val" if as_file else None, None if as_file else payload)
     with pytest.raises(IntegrityError, match="not plain text"):
         cache.get(KEY)
+    with pytest.raises(IntegrityError, match="not plain text"):
+        cache.get_many(["b" * 64, KEY])
+    plant(folder, "memo:m", 1, mode, "planted.val" if as_file else None, None if as_file else payload)
+    with pytest.raises(IntegrityError, match="not plain text"):
+        cache.memo().get("m")
     assert not proof.exists()
 
 
