@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,19 @@ def _ray() -> Any:
     """Ray, untyped on purpose: type checks then say the same with and without the extra."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
     return importlib.import_module("ray")
+
+
+def _start(ray: Any, arguments: Mapping[str, Any]) -> None:
+    """`ray.init`, tried again where Ray's own node is not up within its fixed 30 s (a machine that is busy otherwise)."""
+    for last in (False, False, True):
+        try:
+            ray.init(**arguments)
+        except Exception as error:  # Ray has no class of its own for this one; every other error goes on at once
+            ray.shutdown()
+            if last or "timed out during startup" not in str(error):
+                raise
+            continue
+        return
 
 
 @dataclass
@@ -84,7 +98,7 @@ class RayEngine:
         ray = _ray()
         if not ray.is_initialized():
             here: dict[str, Any] = {} if self.address else {"include_dashboard": False}
-            ray.init(address=self.address, log_to_driver=False, **here, **self.options)
+            _start(ray, {"address": self.address, "log_to_driver": False, **here, **self.options})
             self._started = True
         total = ray.cluster_resources()
         if self.gpus is None:

@@ -15,6 +15,7 @@ from bench_help import plan_of, run, toy, use_plugins
 from isr.bench.engine import QUICK, InlineEngine, depth
 from isr.bench.files import ExperimentFiles
 from isr.bench.local_engine import LocalEngine, gpus
+from isr.bench.ray_engine import _start
 from isr.bench.work import Batch
 
 
@@ -106,3 +107,31 @@ def test_a_worker_loads_a_purifier_and_its_editor_once(tmp_path: Path, monkeypat
     )  # fmt: skip
     run(experiment, tmp_path / "run", InlineEngine(), judge=False)
     assert sorted(loaded) == ["a", "b", "purifier with b"]
+
+
+class _Ray:
+    """What `ray.init` does on a busy machine."""
+
+    def __init__(self, *errors: str) -> None:
+        self.errors, self.calls = list(errors), 0
+
+    def init(self, **arguments: object) -> None:
+        self.calls += 1
+        if self.errors:
+            raise Exception(self.errors.pop(0))
+
+    def shutdown(self) -> None:
+        pass
+
+
+def test_a_slow_start_of_ray_is_tried_again_and_another_error_is_not() -> None:
+    slow = "The current node timed out during startup. This could happen …"
+    ray = _Ray(slow, slow)
+    _start(ray, {})
+    assert ray.calls == 3
+    with pytest.raises(Exception, match="timed out during startup"):
+        _start(_Ray(slow, slow, slow), {})
+    broken = _Ray("no such address")
+    with pytest.raises(Exception, match="no such address"):
+        _start(broken, {})
+    assert broken.calls == 1
