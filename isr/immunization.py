@@ -16,7 +16,7 @@ import PIL.Image
 
 from .errors import BudgetError, RegistryError, UsageError, missing_extra
 from .images import as_image, check_images
-from .perturbation import Budget, Perturbation, fit, measure, pixels, quantise, verify, within
+from .perturbation import Budget, Perturbation, bands, fit, measure, pixels, quantise, verify, within
 from .protocols import Editor, Immunizer
 from .registry import ATTACKS, RESOLVERS
 
@@ -139,11 +139,21 @@ def carry_over(
         np.asarray(PIL.Image.fromarray(change[:, :, c]).resize(original.size, PIL.Image.Resampling.BICUBIC))
         for c in range(3)
     ]
-    delta: npt.NDArray[np.float64] = np.stack(planes, axis=2).astype(np.float64) / 255
-    if budget is not None and budget.norm == "linf":
-        delta = np.clip(delta, -budget.eps, budget.eps)
     base = pixels(original, "original")
-    return PIL.Image.fromarray(quantise(base, base.astype(np.float64) / 255 + delta, budget))
+
+    def perturbed(rows: slice) -> npt.NDArray[np.float64]:
+        delta = np.stack([plane[rows] for plane in planes], axis=2).astype(np.float64) / 255
+        if budget is not None and budget.norm == "linf":
+            delta = np.clip(delta, -budget.eps, budget.eps)
+        moved: npt.NDArray[np.float64] = base[rows].astype(np.float64) / 255 + delta
+        return moved
+
+    if budget is not None and budget.norm == "l2":
+        return PIL.Image.fromarray(quantise(base, perturbed(slice(None)), budget))
+    whole = np.empty_like(base, order="C")
+    for rows in bands(base):
+        whole[rows] = quantise(base[rows], perturbed(rows), budget)
+    return PIL.Image.fromarray(whole)
 
 
 def immunize(

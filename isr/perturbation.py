@@ -7,7 +7,7 @@ Every budget is given on [0, 1] pixels. With ε = 0.03 a channel value may chang
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -17,11 +17,12 @@ import PIL.Image
 
 from .errors import BudgetError, UsageError
 
-__all__ = ["Budget", "Norm", "Perturbation", "fit", "measure", "pixels", "quantise", "verify", "within"]
+__all__ = ["Budget", "Norm", "Perturbation", "bands", "fit", "measure", "pixels", "quantise", "verify", "within"]
 
 Norm = Literal["linf", "l2"]
 Levels = npt.NDArray[np.uint8]
 _SLACK = 1e-9  # floats such as 8/255 must admit exactly 8 levels
+_BAND = 2**20  # pixels; arithmetic on whole photos of tens of megapixels would take gigabytes
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,23 @@ def measure(original: PIL.Image.Image, protected: PIL.Image.Image) -> Perturbati
         raise UsageError(
             f"protected is {b.shape[1]}×{b.shape[0]}, its original {a.shape[1]}×{a.shape[0]}: sizes must agree"
         )
-    change = b.astype(np.int64) - a.astype(np.int64)
-    squares = int((change * change).sum())
-    levels = int(np.abs(change).max()) if change.size else 0
-    psnr = math.inf if squares == 0 else 10 * math.log10(255.0**2 * change.size / squares)
-    share = float(np.count_nonzero(change)) / max(change.size, 1)
+    squares = levels = differing = 0
+    for rows in bands(a):
+        change = b[rows].astype(np.int32) - a[rows]
+        squares += int((change * change).sum(dtype=np.int64))
+        levels = max(levels, int(np.abs(change).max()))
+        differing += int(np.count_nonzero(change))
+    psnr = math.inf if squares == 0 else 10 * math.log10(255.0**2 * a.size / squares)
+    share = float(differing) / max(a.size, 1)
     return Perturbation(linf=levels / 255, l2=math.sqrt(squares) / 255, levels=levels, psnr=psnr, changed=share)
+
+
+def bands(levels: Levels) -> Iterator[slice]:
+    """Slices of rows of a picture (H, W, 3), each of about a megapixel."""
+    height, width = levels.shape[:2]
+    step = max(1, _BAND // max(width, 1))
+    for start in range(0, height, step):
+        yield slice(start, min(start + step, height))
 
 
 def within(found: Perturbation, budget: Budget) -> bool:
@@ -159,6 +171,15 @@ def quantise(original: Levels, perturbed: npt.NDArray[np.floating[Any]], budget:
         raise UsageError(f"perturbed has shape {perturbed.shape}, its original {original.shape}: they must agree")
     if not np.isfinite(perturbed).all():
         raise UsageError("perturbed holds values that are not finite; the optimisation went wrong before saving")
+    if budget is not None and budget.norm == "l2":
+        return _quantise(original, perturbed, budget)
+    whole = np.empty_like(original, order="C")
+    for rows in bands(original):
+        whole[rows] = _quantise(original[rows], perturbed[rows], budget)
+    return whole
+
+
+def _quantise(original: Levels, perturbed: npt.NDArray[np.floating[Any]], budget: Budget | None) -> Levels:
     base = original.astype(np.int64)
     wanted = np.clip(perturbed.astype(np.float64), 0.0, 1.0) * 255.0 - base
     if budget is not None and budget.norm == "l2":

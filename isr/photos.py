@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +96,7 @@ def immunize_photos(
         for path, ref, text in zip(files, refs, texts, strict=True)
     ]
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).touch()
     earlier = _done(folder)
     rows = {p.name: row for p in items if (row := _made_before(p, folder, earlier)) is not None}
     pending = [p for p in items if p.name not in rows]
@@ -103,8 +106,12 @@ def immunize_photos(
             found = _make(group, folder, immunizer=immunizer, editor=made, size=size, progress=progress)
             for photo, row in zip(group, found, strict=True):
                 rows[photo.name] = {**photo.key(), **row, **recorded}
+                (folder / "previews" / photo.name).unlink(
+                    missing_ok=True
+                )  # first: a kill in between leaves none, not an old one
                 _append(folder / RECORD, rows[photo.name])
-                (folder / "previews" / photo.name).unlink(missing_ok=True)
+                if preview:
+                    _save_preview(photo.ref.pil(), folder / photo.name)
             advance(len(group))
     for photo in items if preview else ():
         if not (folder / "previews" / photo.name).is_file():
@@ -244,19 +251,22 @@ def _files(photos: Sequence[str | Path]) -> list[Path]:
 
 
 def _collisions(files: Sequence[Path], folder: Path) -> None:
-    """Two photos must not share an output, and no photo may be overwritten."""
+    """Two photos must not share an output, and no photo, nor a file of somebody else's, may be overwritten."""
     problems, seen = [], dict[str, Path]()
     for path in files:
         target = folder / f"{path.stem}.png"
-        if path.stem.lower() in seen:
+        stem = _composed(path.stem.lower())
+        if stem in seen:
             problems.append(
-                Problem(
-                    str(path), f"would be written to {target.name} as {seen[path.stem.lower()]} is; rename one of them"
-                )
+                Problem(str(path), f"would be written to {target.name} as {seen[stem]} is; rename one of them")
             )
         elif target.exists() and target.resolve() == path.resolve():
             problems.append(Problem(str(path), "would be overwritten; give another --out folder"))
-        seen.setdefault(path.stem.lower(), path)
+        elif target.exists() and not (folder / RECORD).is_file():
+            problems.append(
+                Problem(str(target), "is there already and no earlier run made it; give another --out folder")
+            )
+        seen.setdefault(stem, path)
     if problems:
         raise ProblemsError(problems)
 
@@ -266,7 +276,13 @@ def read_prompts(file: str | Path) -> dict[str, str]:
     path = Path(file)
     if not path.is_file():
         raise UsageError(f"prompts must be a CSV file with the columns image and prompt, but {path} is not there")
-    with path.open(encoding="utf-8-sig", newline="") as stream:
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as CSV UTF-8"
+        ) from error
+    with io.StringIO(text, newline="") as stream:
         reader = csv.DictReader(stream)
         if reader.fieldnames is None or not {"image", "prompt"} <= set(reader.fieldnames):
             raise UsageError(
@@ -288,12 +304,18 @@ def _texts(files: Sequence[Path], prompts: str | Path | Mapping[str, str] | None
     if prompts is None or isinstance(prompts, str):
         return [prompts] * len(files)
     table = read_prompts(prompts) if isinstance(prompts, Path) else dict(prompts)
-    texts = [table.get(path.name, table.get(path.stem)) for path in files]
+    table = {_composed(name): prompt for name, prompt in table.items()}
+    texts = [table.get(_composed(path.name), table.get(_composed(path.stem))) for path in files]
     if lacking := [
         Problem(path.name, "has no prompt") for path, text in zip(files, texts, strict=True) if text is None
     ]:
         raise ProblemsError(lacking, hint="Add them to the prompts file, or use one prompt for all.")
     return list(texts)
+
+
+def _composed(name: str) -> str:
+    """One spelling of accented letters: some systems name files in letters and accents apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _with_eot(immunizer: Immunizer) -> Immunizer:
@@ -335,7 +357,7 @@ def preview(
     original: PIL.Image.Image, protected: PIL.Image.Image, *, side: int = 512, gain: int = 16
 ) -> PIL.Image.Image:
     """Original, protected, and mid grey + gain × their difference, side by side; each at most `side` pixels long."""
-    change = np.asarray(protected).astype(np.int64) - np.asarray(original).astype(np.int64)
+    change = np.asarray(protected).astype(np.int16) - np.asarray(original)
     third = PIL.Image.fromarray(np.clip(128 + gain * change, 0, 255).astype(np.uint8))
     scale = min(1.0, side / max(original.size))
     width, height = max(1, round(original.width * scale)), max(1, round(original.height * scale))

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from isr import perturbation
 from isr.cli.immunize import register
 from isr.errors import BudgetError, IsrError, ProblemsError, RegistryError, UsageError
 from isr.immunization import carry_over, immunize, working_size
@@ -385,8 +386,25 @@ def test_what_is_wrong_with_photos_and_prompts_is_listed_first(photos: Path, tmp
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no photos"):
         immunize_photos([tmp_path / "empty"], tmp_path / "o", attack="checker")
+    (tmp_path / "mine").mkdir()
+    smooth().save(tmp_path / "mine" / "one.png")
+    with pytest.raises(ProblemsError, match="is there already and no earlier run made it"):
+        immunize_photos([photos], tmp_path / "mine", attack="checker", progress=False)
     assert checker.seen == []
     assert not (tmp_path / "o").exists()
+
+
+def test_accents_may_be_spelled_apart(tmp_path: Path, checker: Checker) -> None:
+    """A file name with a combining diaeresis, as some systems write it, and a table with the letter in one."""
+    (tmp_path / "photos").mkdir()
+    smooth().save(tmp_path / "photos" / "Mu\u0308ller.png")
+    immunize_photos(
+        [tmp_path / "photos"], tmp_path / "o", attack="checker", prompts={"M\u00fcller.png": "x"}, progress=False
+    )
+    assert [p for _, p, _ in checker.seen] == ["x"]
+    smooth().save(tmp_path / "photos" / "m\u00fcller.webp")
+    with pytest.raises(ProblemsError, match="rename one of them"):
+        immunize_photos([tmp_path / "photos"], tmp_path / "o", attack="checker", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -404,6 +422,22 @@ def test_prompt_files(text: str, match: str, tmp_path: Path) -> None:
         read_prompts(tmp_path / "p.csv")
     with pytest.raises(UsageError, match="is not there"):
         read_prompts(tmp_path / "q.csv")
+    (tmp_path / "p.csv").write_bytes("image,prompt\na.png,caf\u00e9\n".encode("cp1252"))
+    with pytest.raises(UsageError, match="is not UTF-8 text"):
+        read_prompts(tmp_path / "p.csv")
+
+
+def test_large_pictures_are_worked_on_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bytes and figures as at once, whatever the band."""
+    original, work = smooth((50, 37), 3), smooth((16, 12), 4)
+    protected = PIL.Image.fromarray(np.clip(np.asarray(work).astype(int) - 9, 0, 255).astype(np.uint8))
+    found = []
+    for size in (2**20, 70, 1):
+        monkeypatch.setattr(perturbation, "_BAND", size)
+        carried = [carry_over(original, work, protected, b) for b in (Budget("linf", 0.02), Budget("l2", 0.5), None)]
+        found.append([(c.tobytes(), perturbation.measure(original, c)) for c in carried])
+    assert found[0] == found[1] == found[2]
+    assert found[0][0][1].levels == 5  # floor(255 · 0.02)
 
 
 def test_settings_reach_the_attack_by_flag_and_by_set(photos: Path, tmp_path: Path) -> None:
