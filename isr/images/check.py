@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 from ..errors import Problem, ProblemsError
@@ -37,6 +38,8 @@ def find_problems(
 
 #: Pictures whose facts are asked of the memo at once; few enough for the second reading of a new file to find it in memory.
 _BLOCK = 128
+#: Pictures that one thread glances at in a row: handing over one by one costs as much as the glance.
+_PART = 8
 
 
 def _in_blocks(
@@ -47,14 +50,17 @@ def _in_blocks(
     for start in range(0, len(images), _BLOCK):
         block = images[start : start + _BLOCK]
         if memo is not None and remembered:
-            looks = list(each(ImageRef.glance, block))
+            parts = [block[i : i + _PART] for i in range(0, len(block), _PART)]
+            looks = list(chain.from_iterable(each(lambda part: [image.glance() for image in part], parts)))
             known = memo.recall(one for one in looks if one is not None)
             for image, one in zip(block, looks, strict=True):
                 if one in known:
                     image.recognise(one, *known[one])
             # Where nothing was known the next block will be new too: it is read once then, not twice.
             remembered = bool(known) or not any(looks)
-        found += each(look, block)
+        unknown = [image for image in block if not image.checked]
+        told = {id(image): what for image, what in zip(unknown, each(look, unknown), strict=True)}
+        found += [told.get(id(image)) for image in block]
     return found
 
 

@@ -84,6 +84,11 @@ class ImageRef:
         return self._facts
 
     @property
+    def checked(self) -> bool:
+        """Whether it was looked at and found good."""
+        return self._facts is not None and self.problem is None
+
+    @property
     def digest(self) -> str:
         """sha256 of size and canonical pixels, 64 hex."""
         return self.check().digest
