@@ -74,7 +74,9 @@ class Sender:
     ) -> None:
         self._journal, self._runner, self._client, self._retry = journal, runner, client, retry
         self._cap = max_cost
-        self._worst = None if runner.dearest is None else WorstCase(runner.dearest, output_limit(runner.judge.identity()))
+        self._worst = (
+            None if runner.dearest is None else WorstCase(runner.dearest, output_limit(runner.judge.identity()))
+        )
         self.sent = self.over_cap = 0
         self.spent = 0.0
 
