@@ -208,4 +208,10 @@ def _installed(which: str) -> Path:
         if error.name != _PACKAGE:
             raise
         raise missing_extra(f"referee {which!r}", "mini", _DISTRIBUTION) from error
-    return Path(package.path(f"referee-{which}"))
+    try:
+        return Path(package.path(f"referee-{which}"))
+    except LookupError as error:
+        raise UsageError(
+            f"referee: the installed MiniWorld weights hold no referee {which!r} ({error}); update that distribution, or "
+            "pass folder="
+        ) from error

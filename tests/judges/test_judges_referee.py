@@ -177,6 +177,17 @@ def test_without_torch_the_error_names_the_extra(tmp_path: Path, monkeypatch: py
         RefereeJudge("a", folder=folder).identity()
 
 
+def test_a_referee_that_the_installed_weights_lack_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    package: Any = pytest.importorskip("isr_miniworld")
+
+    def none(name: str) -> Path:
+        raise LookupError(f"no miniature is called {name!r}")
+
+    monkeypatch.setattr(package, "path", none)
+    with pytest.raises(UsageError, match="hold no referee 'b'.*update that distribution"):
+        RefereeJudge("b")
+
+
 # ------------------------------------------------------------------------------------------------ the trained referees
 
 

@@ -29,6 +29,7 @@ __all__ = ["build_scheduler", "build_unet", "changed", "load_editor", "sample_la
 #: The settings that the card's figures were measured at.
 STEPS, GUIDANCE, IMAGE_GUIDANCE = 20, 3.0, 1.2
 _CHANGED = 0.25  # a latent counts as changed when source and target differ by more (scaled units, channel mean)
+_EXTRA = 2.0  # extra weight of changed latents in the loss
 
 
 def build_unet(
@@ -114,7 +115,7 @@ class _Task:
         batch = self.batches.draw(rows, rng, no_text=u < 0.10)
         kept = torch.from_numpy(np.where((u >= 0.05) & (u < 0.15), 0.0, 1.0)).float().to(self.batches.device)
         target = batch.target * self.scale
-        weight = 1 + 4 * changed(batch.source, batch.target, self.scale).float()
+        weight = 1 + _EXTRA * changed(batch.source, batch.target, self.scale).float()
         source = batch.source * kept[:, None, None, None]
         text = self.embed(models["text_encoder"], batch.unique, batch.back)
         t = torch.randint(0, 1000, (len(rows),), device=target.device)
