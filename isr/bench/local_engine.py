@@ -29,9 +29,6 @@ from .work import THREADS, Batch, Done, Worker, one_thread
 
 __all__ = ["LocalEngine", "default_workers", "gpus"]
 
-#: Seconds that an idle worker gets to leave by itself.
-_GRACE = 5.0
-
 
 def gpus() -> tuple[str, ...]:
     """Names of the GPUs this process may use, as CUDA_VISIBLE_DEVICES spells them; empty without torch or CUDA."""
@@ -99,15 +96,9 @@ class LocalEngine:
 
     def __exit__(self, *exc: object) -> None:
         for hand in self._hands:
-            if hand.batches or hand.seconds is None:
-                hand.process.kill()  # a worker holds nothing that is not done again
-            else:
-                self._send(hand, None)  # an idle one leaves by itself, and gives back what its libraries took
+            hand.process.kill()  # a worker holds nothing that is not done again, and its interpreter would leave slowly
         for hand in self._hands:
-            hand.process.join(_GRACE)
-            if hand.process.is_alive():
-                hand.process.kill()
-                hand.process.join()
+            hand.process.join()
             hand.pipe.close()
         self._hands = []
 
@@ -155,7 +146,7 @@ class LocalEngine:
                 results.append(result)
         return results
 
-    def _send(self, hand: _Hand, batch: Batch | None) -> None:
+    def _send(self, hand: _Hand, batch: Batch) -> None:
         # A broken pipe is noticed by `wait`, which replaces the worker and sends its batches again.
         try:
             hand.pipe.send(batch)
@@ -212,6 +203,13 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def own_locks() -> None:
+    """Progress bars of this process share no semaphore with others: a worker is ended by a kill, which would leave it behind."""
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
+
+
 def _serve(name: str, pipe: Connection) -> None:
     """A worker's life: batches in, results out. A thread reads, so that the parent never waits for a busy worker."""
     batches: queue.Queue[Batch | None] = queue.Queue()
@@ -223,6 +221,7 @@ def _serve(name: str, pipe: Connection) -> None:
             except (EOFError, OSError):
                 os._exit(0)  # the parent is gone: nothing left to do, and nobody to tell
 
+    own_locks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=read, daemon=True).start()
     worker: Any = None

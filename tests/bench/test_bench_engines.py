@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ import pytest
 from bench_help import plan_of, run, toy, use_plugins
 
 from isr.bench.engine import QUICK, InlineEngine, depth
-from isr.bench.files import ExperimentFiles
 from isr.bench.local_engine import LocalEngine, gpus
 from isr.bench.ray_engine import _start
 from isr.bench.work import Batch
@@ -40,24 +38,15 @@ def test_a_worker_of_long_batches_gets_one_at_a_time(tmp_path: Path, monkeypatch
             assert [r.number for r in engine.wait()] == [number]
 
 
-def test_idle_workers_leave_by_themselves_and_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_plugins(monkeypatch)
-    engine = LocalEngine(2, ())
-    codes = []
-    leave = engine.__exit__
-
-    def watch(*exc: object) -> None:
-        processes = [(hand.process, hand.seconds) for hand in engine._hands]
-        started = time.monotonic()
-        leave(*exc)
-        assert time.monotonic() - started < 30
-        codes.extend(p.exitcode for p, seconds in processes if seconds is not None)
-
-    monkeypatch.setattr(LocalEngine, "__exit__", lambda self, *exc: watch(*exc))
-    run(toy(), tmp_path / "run", engine, judge=False)
-    assert codes
-    assert set(codes) == {0}
-    assert len({r.worker for r in ExperimentFiles.at(tmp_path / "run").steps().values()}) == len(codes)
+def test_a_worker_leaves_no_semaphore_behind() -> None:
+    code = (
+        "import multiprocessing as mp; mp.set_start_method('spawn')  # as in a worker\n"
+        "from multiprocessing import resource_tracker; from isr.bench.local_engine import own_locks; from tqdm import tqdm\n"
+        "{}list(tqdm(range(3)))\nprint(resource_tracker._resource_tracker._fd is None)"
+    )
+    for line, wanted in (("", "False"), ("own_locks(); ", "True")):
+        words = [sys.executable, "-c", code.format(line)]
+        assert subprocess.run(words, check=True, timeout=120, capture_output=True, text=True).stdout.strip() == wanted
 
 
 def test_a_torch_for_processors_is_not_imported_to_count_gpus() -> None:
