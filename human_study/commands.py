@@ -199,7 +199,7 @@ def _links(options: argparse.Namespace) -> int:
     base = options.base.rstrip("/")
     for name in options.new:
         if name == "organiser":
-            print(f"{name:10} {base}/organiser/enter/{store.new_link()}")
+            print(f"{name:10} {base}/organiser/enter/{store.new_link(sign_out=True)}")
         else:
             print(f"{name:10} {base}/enter/{store.new_link(store.rater(name))}")
     if not options.new:

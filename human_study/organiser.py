@@ -33,7 +33,8 @@ class OrganiserPages:
 
     def __init__(self, site: Site) -> None:
         self.site, self.store, self.study = site, site.store, site.study
-        self._agreement = lru_cache(maxsize=1)(lambda: agreement_rows(ratings_table(self.store)))
+        # Closing is for good for answers, but raters may still withdraw: the same people, the same table.
+        self._agreement = lru_cache(maxsize=1)(lambda _who: agreement_rows(ratings_table(self.store)))
 
     def _session(self, request: Request) -> Session:
         return self.site.need(request, "organiser")
@@ -92,7 +93,13 @@ class OrganiserPages:
         self.site.check_csrf(session, form)
         if self.store.state() == "closed":
             return self.board(request, problem="The study is closed; nobody can join it any more.")
-        rater = self.store.add_rater()
+        known = form.get("known", "")
+        rater = self.store.add_rater(known=int(known) if known.isascii() and known.isdigit() else None)
+        if rater is None:
+            return self.board(
+                request, problem="This was sent twice, or somebody else added a rater meanwhile: nobody was added now. “New link” "
+                "makes a link for the rater who is there already.",
+            )  # fmt: skip
         return self._show_link(request, rater)
 
     def link(self, request: Request, form: Form) -> Response:
@@ -139,7 +146,8 @@ class OrganiserPages:
                 403, "Only after closing",
                 "Agreement is computed when the study is closed, so that nobody can watch it and stop at a pleasing moment.",
             )  # fmt: skip
-        rows, notes, n_items = self._agreement()
+        who = frozenset((p.rater.label, p.done) for p in progress(self.store) if not p.rater.withdrawn)
+        rows, notes, n_items = self._agreement(who)
         return self.site.page(
             "agreement.html", rows=rows, notes=notes, n_items=n_items, criteria=[name for _, name in _CRITERIA]
         )

@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 import secrets
+import unicodedata
 from collections import OrderedDict
 from datetime import UTC, datetime
 from threading import Lock
@@ -122,6 +123,9 @@ class RaterPages:
     def enter(self, request: Request, role: str, secret: str) -> Response:
         self.site.entry_allowed(request)
         session = self.store.exchange(secret, role)
+        if session is None and self.site.find(request, role) is not None:
+            # Pressed twice, or again after going back: this browser is in already.
+            return _go("/organiser" if role == "organiser" else "/")
         if session is None:
             self.site.entry_failed(request)
             raise RefusedError(
@@ -242,9 +246,7 @@ class RaterPages:
                 raise RefusedError(422, "Not complete", problem, code="incomplete")
             return self._item(session, rater, place, item, None, status=422, problem=problem, typed=form)
         try:
-            stored = self.store.record(
-                rater, place, key, said, comment=form.get("comment", "").strip(), seconds=_seconds(form)
-            )
+            stored = self.store.record(rater, place, key, said, comment=_comment(form), seconds=_seconds(form))
         except ConflictError:
             text = "This page already sent another answer. Please check what is selected and save again."
             if wants_json(request):
@@ -277,7 +279,7 @@ class RaterPages:
                     f"Please answer “{question.title}”; “{self.study.rubric.interface.cannot_judge}” is an answer too.",
                 )
             said[question.key] = _SAYS[word]
-        if len(form.get("comment", "")) > MAX_COMMENT:
+        if len(_comment(form)) > MAX_COMMENT:
             return {}, f"The comment is longer than {MAX_COMMENT} characters."
         return said, ""
 
@@ -371,6 +373,12 @@ def _go(url: str) -> RedirectResponse:
 
 def _now() -> str:
     return f"{datetime.now(UTC).timestamp():.3f}"
+
+
+def _comment(form: Form) -> str:
+    """The comment without control characters (a NUL is no text to PostgreSQL); lines end in a line feed."""
+    lines = form.get("comment", "").replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(c for c in lines if c in "\n\t" or unicodedata.category(c) != "Cc").strip()
 
 
 def _seconds(form: Form) -> float | None:

@@ -18,7 +18,7 @@ from sqlalchemy import (
     create_engine,
     event,
 )
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from isr.errors import UsageError
 
@@ -103,13 +103,31 @@ CREATE TRIGGER IF NOT EXISTS {table}_no_{verb} BEFORE {VERB} ON {table} {when}
 BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END
 """
 
+_POSTGRES_FUNCTION = """
+CREATE OR REPLACE FUNCTION isr_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'DELETE' AND TG_TABLE_NAME = 'answers' AND EXISTS (SELECT 1 FROM meta WHERE key = 'erasing') THEN
+        RETURN OLD;
+    END IF;
+    RAISE EXCEPTION USING MESSAGE = TG_TABLE_NAME || ' is append-only';
+END $$
+"""
+_POSTGRES_TRIGGER = """
+CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION isr_append_only()
+"""
+#: Any fixed number: writers of one database wait for each other on it.
+_POSTGRES_LOCK = 0x697372
+
 
 def connect(url: str) -> Engine:
     """An engine whose tables exist.
 
     SQLite: write-ahead log, synchronous=FULL (an acknowledged answer survives a power cut), foreign keys on, and triggers that
     refuse to change answers and events. `write` as an execution option takes the write lock at once, so that two writers wait
-    for each other instead of failing.
+    for each other instead of failing. PostgreSQL: the same triggers, and an advisory lock as the write lock.
+
+    Raises:
+        UsageError: no such database, or it cannot be reached or written.
     """
     try:
         sqlite = url.startswith("sqlite")
@@ -124,23 +142,43 @@ def connect(url: str) -> Engine:
     if sqlite:
         event.listen(engine, "connect", _sqlite_settings)
         event.listen(engine, "begin", _sqlite_begin)
-    metadata.create_all(engine)
-    if sqlite:
-        with engine.begin() as connection:
+    elif engine.dialect.name == "postgresql":
+        event.listen(engine, "begin", _postgres_begin)
+    try:
+        _make_tables(engine)
+    except DBAPIError as error:
+        engine.dispose()
+        # The driver's words; the URL, which may hold a password, stays out.
+        raise UsageError(
+            f"database: it cannot be opened: {str(error.orig).strip().splitlines()[0]}. Check that it runs, that the name is right and that it may "
+            "be written"
+        ) from None
+    return engine
+
+
+def _make_tables(engine: Engine) -> None:
+    with engine.connect().execution_options(write=True) as connection, connection.begin():
+        metadata.create_all(connection)
+        if engine.dialect.name == "sqlite":
             erasing = "WHEN NOT EXISTS (SELECT 1 FROM meta WHERE key = 'erasing')"
             for table in ("answers", "events"):
                 for verb, when in (("update", ""), ("delete", erasing if table == "answers" else "")):
                     connection.exec_driver_sql(
                         _APPEND_ONLY.format(table=table, verb=verb, VERB=verb.upper(), when=when)
                     )
-    return engine
+        elif engine.dialect.name == "postgresql":
+            present = "SELECT count(*) FROM pg_trigger WHERE tgname = '{0}_append_only' AND tgrelid = '{0}'::regclass"
+            for table in ("answers", "events"):
+                if connection.exec_driver_sql(present.format(table)).scalar_one() == 0:
+                    connection.exec_driver_sql(_POSTGRES_FUNCTION)
+                    connection.exec_driver_sql(_POSTGRES_TRIGGER.format(table=table))
 
 
 def _sqlite_settings(connection: Any, _record: Any) -> None:
     # SQLAlchemy's recipe: the driver must not begin transactions by itself, `_sqlite_begin` does.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for line in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=15000"):
+    for line in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON", "busy_timeout=15000"):
         cursor.execute(f"PRAGMA {line}")
     cursor.close()
 
@@ -148,3 +186,9 @@ def _sqlite_settings(connection: Any, _record: Any) -> None:
 def _sqlite_begin(connection: Any) -> None:
     write = connection.get_execution_options().get("write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _postgres_begin(connection: Any) -> None:
+    # Held until the transaction ends. Without it two writers see the same "last" rater, or a study that closes meanwhile.
+    if connection.get_execution_options().get("write", False):
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRES_LOCK})")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from isr.errors import UsageError
 
@@ -46,8 +46,8 @@ class Where:
         for name in (self.certfile, self.keyfile):
             if name is not None and not name.is_file():
                 raise UsageError(f"certfile, keyfile: {str(name)!r} is not a file")
-        if self.public_url is not None and urlsplit(self.public_url).scheme not in ("http", "https"):
-            raise UsageError(f"public-url: expected https://…, got {self.public_url!r}")
+        if self.public_url is not None:
+            self._check_public_url(urlsplit(self.public_url))
         if self.behind_proxy:
             if self.public_url is None or not self.public_url.startswith("https://"):
                 raise UsageError(
@@ -73,6 +73,25 @@ class Where:
             f"  - a certificate of your own:  --host {self.host} --certfile cert.pem --keyfile key.pem\n"
             "docs/human-study.md shows each of them."
         )
+
+    def _check_public_url(self, parts: SplitResult) -> None:
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"public-url: expected https://…, got {self.public_url!r}")
+        if parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise UsageError(
+                f"public-url: expected an address without a path, got {self.public_url!r}; the study needs a host name of its own, "
+                "for example https://study.example.org"
+            )
+        if parts.scheme == "http" and not _loopback(parts.hostname):
+            raise UsageError(
+                f"public-url: {self.public_url!r} would carry links, cookies and answers over the network in plain text; let the "
+                "proxy speak TLS and say --behind-proxy --public-url https://…, or use an SSH tunnel and leave --public-url out"
+            )
+        if parts.scheme == "https" and self.certfile is None and not self.behind_proxy and _loopback(self.host):
+            raise UsageError(
+                "public-url: an https address without a certificate here means that a proxy on this machine speaks TLS: say "
+                "--behind-proxy, so that the limits count the raters' addresses and not the proxy's"
+            )
 
     @property
     def secure(self) -> bool:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from sqlalchemy import Connection, Engine, Row, and_, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError as DatabaseIntegrityError
@@ -98,10 +98,18 @@ class Store:
         self._assignments = lru_cache(maxsize=4096)(self._read_assignments)
         with self._write() as connection:
             self.server_key = self._once(connection, "server_key", new_secret())
-            known = self._once(connection, "rubric_hash", study.rubric.hash)
+            known = {
+                "rubric": self._once(connection, "rubric_hash", study.rubric.hash) == study.rubric.hash,
+                # Items are called item-0, item-1, … in every study: answers of one must never be read as another's.
+                "items": self._once(connection, "items_hash", study.items_hash) == study.items_hash,
+            }
             self._once(connection, "state", "open")
-        if known != study.rubric.hash:
-            raise UsageError("database: it belongs to another study (its rubric differs); name another database")
+        if not all(known.values()):
+            differ = ", ".join(name for name, same in known.items() if not same)
+            raise UsageError(
+                f"database: it belongs to another study (other {differ} than in {str(study.folder)!r}); one database holds one "
+                "study, so name another database, or the folder that this one was made for"
+            )
 
     def close(self) -> None:
         self.engine.dispose()
@@ -164,11 +172,24 @@ class Store:
             )
         return _rater(row)
 
-    def add_rater(self, label: str | None = None) -> Rater:
-        """A new rater with a list of their own; the list never changes afterwards."""
+    @overload
+    def add_rater(self, label: str | None = None) -> Rater: ...
+
+    @overload
+    def add_rater(self, label: str | None = None, *, known: int | None) -> Rater | None: ...
+
+    def add_rater(self, label: str | None = None, *, known: int | None = None) -> Rater | None:
+        """A new rater with a list of their own; the list never changes afterwards.
+
+        Args:
+            known: how many raters the caller has seen; where there are others, nobody is added (None), so that a request that
+                comes twice adds one person.
+        """
         study, settings = self.study, self.study.settings
         with self._write() as connection:
             index = int(connection.execute(select(func.count()).select_from(raters)).scalar_one())
+            if known is not None and known != index:
+                return None
             name = label or f"R{index + 1}"
             if connection.execute(select(raters.c.id).where(raters.c.label == name)).first():
                 raise UsageError(f"rater: there is already a rater called {name!r}")
@@ -258,8 +279,9 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------- access
 
-    def new_link(self, rater: Rater | None = None) -> str:
-        """The secret of a new one-time link (None: the organiser's). Older links of that person, and a rater's sessions, end."""
+    def new_link(self, rater: Rater | None = None, *, sign_out: bool = False) -> str:
+        """The secret of a new one-time link (None: the organiser's). Older links of that person, and a rater's sessions, end;
+        the organiser's sessions only with `sign_out`, because every start of the server makes a link for the organiser."""
         secret, role = new_secret(), "organiser" if rater is None else "rater"
         if rater is not None and (rater.revoked or rater.withdrawn):
             raise UsageError(f"rater: {rater.label} was revoked or withdrew; add another rater instead")
@@ -269,6 +291,9 @@ class Store:
             else:
                 unused = (links.c.role == "organiser") & links.c.used.is_(None)
                 connection.execute(update(links).where(unused).values(ended=now()))
+                if sign_out:
+                    live = (sessions.c.role == "organiser") & sessions.c.ended.is_(None)
+                    connection.execute(update(sessions).where(live).values(ended=now()))
             connection.execute(
                 insert(links).values(
                     secret_hash=hashed(secret), role=role, rater_id=None if rater is None else rater.id, created=now()
@@ -293,9 +318,12 @@ class Store:
             row = connection.execute(
                 select(links).where(links.c.secret_hash == hashed(secret), links.c.role == role)
             ).one_or_none()
-            if row is None or row.used or row.ended:
+            if row is None:
                 return None
-            connection.execute(update(links).where(links.c.id == row.id).values(used=now()))
+            # The condition stands in the update itself: on any database, of many at once only one uses the link up.
+            free = (links.c.id == row.id) & links.c.used.is_(None) & links.c.ended.is_(None)
+            if connection.execute(update(links).where(free).values(used=now())).rowcount != 1:
+                return None
             expires = datetime.now(UTC) + timedelta(days=SESSION_DAYS[role])
             connection.execute(
                 insert(sessions).values(

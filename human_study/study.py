@@ -150,6 +150,11 @@ class Study:
     def by_id(self) -> dict[str, StudyItem]:
         return {item.id: item for item in self.items}
 
+    @cached_property
+    def items_hash(self) -> str:
+        """sha256 of all items: what ties a database to this study."""
+        return hashlib.sha256("\n".join(item.model_dump_json() for item in self.items).encode("utf-8")).hexdigest()
+
     def of_kind(self, kind: str) -> list[str]:
         """Item ids of a kind, in file order."""
         return [item.id for item in self.items if item.kind == kind]

@@ -258,6 +258,46 @@ def test_agreement_after_closing(site: Site) -> None:
     assert "Krippendorff" in page.text
 
 
+def test_who_withdraws_after_closing_leaves_the_agreement_too(tmp_path: Path) -> None:
+    study, store = make_study(tmp_path / "s", raters=3)
+    clients = []
+    for rater in store.raters():
+        clients.append(app_client(study, store))
+        enter(clients[-1], store, rater)
+        no = {"mismatch": "no", "overall": "no"}
+        rate_all(clients[-1], lambda _p, say=no if rater.label == "R3" else {}: say)  # type: ignore[misc]
+    boss = app_client(study, store)
+    organiser(boss, store)
+    store.set_state("closed")
+    assert "33 %" in boss.get("/organiser/agreement").text  # of three pairs one agrees
+    page = clients[2].get("/withdraw")
+    clients[2].post("/withdraw", data={"csrf": csrf(page.text), "sure": "yes"})
+    page = boss.get("/organiser/agreement")
+    assert "33 %" not in page.text
+    assert "100 %" in page.text
+
+
+def test_adding_a_rater_twice_by_a_double_click_adds_one(site: Site) -> None:
+    study, store, _ = site
+    boss = app_client(study, store)
+    organiser(boss, store)
+    page = boss.get("/organiser")
+    known = re.search(r'name="known" value="(\d+)"', page.text)[1]  # type: ignore[index]
+    fields = {"csrf": csrf(page.text), "known": known}
+    assert "/enter/" in boss.post("/organiser/add", data=fields).text
+    again = boss.post("/organiser/add", data=fields)
+    assert "nobody was added" in again.text
+    assert [r.label for r in store.raters()] == ["R1", "R2", "R3"]
+
+
+def test_comments_in_any_script_and_without_control_characters(site: Site) -> None:
+    _, store, client = site
+    enter(client, store, store.raters()[0])
+    said = "  žluťoučký 马 👩‍👩‍👧 \u202eabc\r\nsecond\x00 line\x1b[31m\t.  "
+    client.post("/item/1", data=answer_fields(client.get("/item/1").text, comment=said))
+    assert store.history()[0].comment == "žluťoučký 马 👩‍👩‍👧 \u202eabc\nsecond line[31m\t."
+
+
 def test_withdrawing_takes_answers_out_and_erasing_deletes_them(site: Site) -> None:
     study, store, client = site
     enter(client, store, store.raters()[0])

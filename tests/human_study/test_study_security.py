@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -406,6 +407,51 @@ def test_ways_to_go_public(tmp_path: Path) -> None:
     proxy = Where(behind_proxy=True, public_url="https://a.example/")
     proxy.check()
     assert (proxy.secure, proxy.url) == (True, "https://a.example")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://study.example.org", "plain text.*--behind-proxy"),
+        ("https://study.example.org/study", "without a path"),
+        ("https://study.example.org", "say --behind-proxy"),
+        ("study.example.org", "expected https"),
+        ("https://", "expected https"),
+    ],
+)
+def test_public_addresses_that_would_not_be_safe_or_work(url: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Where(public_url=url).check()
+    Where(public_url="http://localhost:9000").check()  # the other end of a tunnel
+
+
+def test_pressing_begin_twice_does_not_lock_anybody_out(site: Site) -> None:
+    study, store, client = site
+    link = f"/enter/{store.new_link(store.raters()[0])}"
+    assert "once.js" in client.get(link).text
+    for _ in range(2):
+        assert client.post(link, data={"x": ""}).url.path == "/consent"
+    assert app_client(study, store).post(link, data={"x": ""}).status_code == 403
+
+
+def test_a_link_used_by_many_at_once_opens_one_session(site: Site) -> None:
+    _, store, _ = site
+    secret = store.new_link(store.raters()[0])
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: store.exchange(secret, "rater"), range(16)))
+    assert sum(f is not None for f in found) == 1
+
+
+def test_a_new_link_for_the_organiser_signs_out(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    from isr.cli import main
+
+    study, store, client = site
+    organiser(client, store)
+    first_links(Store(study), "http://h", print)  # another start of the server does not
+    assert client.get("/organiser").status_code == 200
+    assert main(["study", "links", str(study.folder), "--new", "organiser"]) == 0
+    assert "/organiser/enter/" in capsys.readouterr().out
+    assert client.get("/organiser").status_code == 401
 
 
 def test_links_are_said_once_and_new_starts_break_none(site: Site) -> None:

@@ -142,3 +142,30 @@ def test_a_database_of_another_study_is_refused(made: tuple[Study, Store], tmp_p
     other.rubric = Rubric.model_validate({**study.rubric.model_dump(), "version": "2"})
     with pytest.raises(UsageError, match="belongs to another study"):
         Store(other, study.database)
+
+
+def test_two_studies_never_share_a_database(made: tuple[Study, Store], tmp_path: Path) -> None:
+    # Same rubric, same item names: R1's answer to item-0 of one study would be read as one to item-0 of the other.
+    study, store = made
+    other, _ = make_study(tmp_path / "other", n=8, seed=1)
+    assert other.rubric.hash == study.rubric.hash
+    assert {i.id for i in other.items} == {i.id for i in study.items}
+    with pytest.raises(UsageError, match=r"belongs to another study \(other items"):
+        Store(other, study.database)
+    assert Store(study).raters() == store.raters()
+
+
+@pytest.mark.parametrize("url", ["sqlite:////nonexistent/x.sqlite", "sqlite:////proc/version"])
+def test_a_database_that_cannot_be_opened_is_one_sentence(made: tuple[Study, Store], url: str) -> None:
+    with pytest.raises(UsageError, match="database: it cannot be opened"):
+        Store(made[0], url)
+
+
+def test_erased_answers_leave_no_trace_in_the_file(made: tuple[Study, Store]) -> None:
+    study, store = made
+    rater = store.raters()[0]
+    store.record(rater, store.assignments(rater.id)[0], "k" * 20, YES, comment="my name is Rumpelstilzchen")
+    store.erase(rater)
+    store.close()  # the last connection folds the write-ahead log into the file
+    for path in study.folder.glob("study.sqlite*"):
+        assert b"Rumpelstilzchen" not in path.read_bytes()
