@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
         found = measure(RefereeJudge(name, folder=folder), options.images)
         (folder / "renders_validation.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         worst = min(found["families"], key=lambda f: found["families"][f]["share"])
-        print(f"referee-{name}: {found['all']['share']:.1%} right; worst family {worst} {found['families'][worst]['share']:.1%}")
+        print(
+            f"referee-{name}: {found['all']['share']:.1%} right; worst family {worst} {found['families'][worst]['share']:.1%}"
+        )
     return 0
 
 

@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=None,
         help="autoencoder, editor: begin from this saved autoencoder or pipeline (saves time only)",
     )
+    parser.add_argument("--edit-steps", type=int, default=20, help="disturbed: denoising steps of an edit")
     parser.add_argument(
         "--only", default=None, help="attributes, disturbed, degradation: for this referee alone (a, b or c)"
     )

@@ -92,7 +92,8 @@ def disturbed(options: argparse.Namespace) -> None:
     from .disturbed import draw_edits
 
     count = {} if options.count is None else {"count": options.count}
-    draw_edits(options.work, device=Ranks(options.device).device, only=options.only, tiny=options.tiny, **count)
+    device = Ranks(options.device).device
+    draw_edits(options.work, device=device, only=options.only, tiny=options.tiny, steps=options.edit_steps, **count)
 
 
 def attributes(options: argparse.Namespace) -> None:
