@@ -82,6 +82,13 @@ def register(commands: Any) -> None:
     export.add_argument("study", type=Path)
     export.add_argument("csv", type=Path)
     export.add_argument("--comments", action="store_true", help="with comments, which may identify a person")
+    export.add_argument(
+        "--without",
+        metavar="RATER",
+        action="append",
+        default=[],
+        help="leave a rater out, for example one who was revoked",
+    )
     export.add_argument("--database", metavar="URL")
     export.set_defaults(run=_export)
 
@@ -210,19 +217,31 @@ def _links(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from isr.cli.evaluate import naming, writable_file
     from isr.reporting.escape import csv_safe
 
     from .results import progress, ratings_table, tidy_table
 
+    writable_file("csv", options.csv)
     store = _open(options)
     state = store.state()
-    ratings, tidy = (make(store, comments=options.comments) for make in (ratings_table, tidy_table))
+    ratings, tidy = (
+        make(store, comments=options.comments, without=options.without) for make in (ratings_table, tidy_table)
+    )
     beside = options.csv.with_suffix(".answers.csv")
-    csv_safe(ratings).to_csv(options.csv, index=False)
-    csv_safe(tidy).to_csv(beside, index=False)
+    for path, table in ((options.csv, ratings), (beside, tidy)):
+        with naming("csv", path):
+            csv_safe(table).to_csv(path, index=False)
     store.tell("command line", "export", f"while {state}")
     print(f"ratings:           {options.csv} ({len(ratings)} rows, {ratings['rater'].nunique()} raters)")
     print(f"answers and checks: {beside}")
+    for rater in store.raters():
+        if rater.revoked and not rater.withdrawn and rater.label not in options.without:
+            count = int((ratings["rater"] == f"human:{rater.label}").sum())
+            print(
+                f"{rater.label} was revoked; {count} ratings given before are in the file (--without {rater.label} leaves them out).",
+                file=sys.stderr,
+            )
     if state != "closed":
         open_places = sum(p.total - p.done for p in progress(store) if not (p.rater.revoked or p.rater.withdrawn))
         print(
@@ -233,11 +252,14 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
+    from isr.cli.evaluate import naming, writable_file
     from isr.errors import UsageError
     from isr.report import Report
     from isr.reporting.escape import csv_safe
 
     from .labels import import_labels
+
+    writable_file("csv", options.csv)
 
     rename = {}
     for pair in options.column:
@@ -246,7 +268,8 @@ def _import(options: argparse.Namespace) -> int:
             raise UsageError(f"column: expected OURS=THEIRS, got {pair!r}")
         rename[ours] = theirs
     table = import_labels(options.labels, Report.load(options.run_folder), rename=rename, id_column=options.id_column)
-    csv_safe(table).to_csv(options.csv, index=False)
+    with naming("csv", options.csv):
+        csv_safe(table).to_csv(options.csv, index=False)
     print(f"{options.csv}: {len(table)} ratings of {table['rater'].nunique()} raters")
     return 0
 

@@ -29,6 +29,9 @@ MONOCHROME = "Turn this picture into a black-and-white photograph"
 MIRROR = "Mirror this picture left to right"
 #: Mean distance between the largest and the smallest channel under which a picture counts as colourless.
 COLOURLESS = 14.0
+#: Mean distance from the mirror image under which nobody could tell left from right.
+SYMMETRIC = 8.0
+Recipe = tuple[str, Pixels, dict[str, bool], str]
 _ANSWERS = ("semantic_mismatch", "degradation", "overall")
 
 
@@ -43,35 +46,67 @@ def _drowned(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     return drowned
 
 
-def _recipe(number: int, pixels: Pixels, rng: np.random.Generator) -> tuple[str, Pixels, dict[str, bool], str]:
-    """Prompt, edited picture, known answers, feedback of the number-th example."""
-    if number % 4 == 0:
-        return (
-            MONOCHROME,
-            _grey(pixels),
-            {"semantic_mismatch": False, "degradation": False, "overall": False},
-            "The picture is now black and white, as requested, and otherwise intact. The request was carried out.",
-        )
-    if number % 4 == 1:
-        return (
-            MONOCHROME,
-            pixels,
-            {"semantic_mismatch": True, "degradation": False, "overall": True},
-            "Nothing was changed: the picture still has its colours, so the request was not carried out. The picture "
-            "itself is fine.",
-        )
-    if number % 4 == 2:
-        return (
-            MIRROR,
-            _drowned(pixels[:, ::-1], rng),
-            {"degradation": True, "overall": True},
-            "Heavy noise covers the picture, and the request did not ask for any. Nobody could use it.",
-        )
+def _black_and_white(pixels: Pixels, _rng: np.random.Generator) -> Recipe:
+    return (
+        MONOCHROME,
+        _grey(pixels),
+        {"semantic_mismatch": False, "degradation": False, "overall": False},
+        "The picture is now black and white, as requested, and otherwise intact. The request was carried out.",
+    )
+
+
+def _still_coloured(pixels: Pixels, _rng: np.random.Generator) -> Recipe:
+    return (
+        MONOCHROME,
+        pixels,
+        {"semantic_mismatch": True, "degradation": False, "overall": True},
+        "Nothing was changed: the picture still has its colours, so the request was not carried out. The picture "
+        "itself is fine.",
+    )
+
+
+def _under_noise(pixels: Pixels, rng: np.random.Generator) -> Recipe:
+    return (
+        MIRROR,
+        _drowned(pixels[:, ::-1], rng),
+        {"degradation": True, "overall": True},
+        "Heavy noise covers the picture, and the request did not ask for any. Nobody could use it.",
+    )
+
+
+def _mirrored(pixels: Pixels, _rng: np.random.Generator) -> Recipe:
     return (
         MIRROR,
         np.ascontiguousarray(pixels[:, ::-1]),
         {"semantic_mismatch": False, "degradation": False, "overall": False},
         "Left and right are swapped, as requested, and the picture is intact.",
+    )
+
+
+def _not_mirrored(pixels: Pixels, _rng: np.random.Generator) -> Recipe:
+    return (
+        MIRROR,
+        pixels,
+        {"semantic_mismatch": True, "degradation": False, "overall": True},
+        "Left and right are as they were, so the request was not carried out. The picture itself is fine.",
+    )
+
+
+def _recipes(bases: list[Pixels], *, with_originals: bool) -> tuple[list[Any], list[Pixels]]:
+    """The examples that have a known answer for these pictures, and the pictures that serve: whether colours are gone can
+    only be told of coloured ones, whether left and right are swapped only beside the original, of pictures that differ from
+    their mirror image."""
+    coloured = [b for b in bases if float(np.ptp(b.astype(np.int16), axis=2).mean()) >= COLOURLESS]
+    lopsided = [b for b in coloured or bases if float(np.abs(b.astype(np.int16) - b[:, ::-1]).mean()) >= SYMMETRIC]
+    if coloured and with_originals and lopsided:
+        return [_black_and_white, _still_coloured, _under_noise, _mirrored], lopsided
+    if coloured:
+        return [_black_and_white, _still_coloured, _under_noise], coloured
+    if with_originals and lopsided:
+        return [_mirrored, _not_mirrored, _under_noise], lopsided
+    raise UsageError(
+        "training, attention: no example with a known answer can be made from this run's pictures (colourless, and symmetric "
+        "or judged without originals); give your own as CSV, or do without them (--training 0 --attention 0)"
     )
 
 
@@ -86,12 +121,15 @@ def made_from(
     if count and not pngs:
         raise UsageError("training, attention: the run holds no picture to make examples from; give your own CSV")
     bases = [np.asarray(as_image(png, name="base").pil(), dtype=np.uint8) for png in pngs]
-    colourful = [b for b in bases if float(np.ptp(b.astype(np.int16), axis=2).mean()) >= COLOURLESS] or bases
-    items, pictures = [], {}
+    items: list[StudyItem] = []
+    pictures: dict[str, bytes] = {}
+    if not count:
+        return items, pictures
+    recipes, bases = _recipes(bases, with_originals=with_originals)
     for index in range(count):
         rng = np.random.default_rng([seed, 3, skip + index])
-        base = colourful[(skip + index) % len(colourful)]
-        prompt, edited, expected, feedback = _recipe(skip + index, base, rng)
+        base = bases[(skip + index) % len(bases)]
+        prompt, edited, expected, feedback = recipes[(skip + index) % len(recipes)](base, rng)
         refs = [as_image(edited, name="edited"), as_image(base, name="original")]
         pictures[refs[0].digest] = refs[0].png()
         if with_originals:

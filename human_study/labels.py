@@ -62,7 +62,13 @@ def import_labels(
             f"labels {str(path)!r}: {len(unknown)} rows name no case of this run, the first is {unknown[0]!r}; pass the run "
             "they belong to, or --id-column if they carry the manifest's ids"
         )
-    out = pd.DataFrame({"rater": [r if r.startswith(HUMAN) else HUMAN + r for r in table["rater"]]})
+    for name in table["rater"]:
+        if not name.strip() or name.strip().removeprefix(HUMAN) in ("", "majority"):
+            raise UsageError(
+                f"labels {str(path)!r}: {name!r} is no name for a rater; it is empty, or that of the people's majority, which is "
+                "derived and never read"
+            )
+    out = pd.DataFrame({"rater": [r if r.startswith(HUMAN) else HUMAN + r for r in table["rater"].str.strip()]})
     out["case_id"] = table["case_id"].to_numpy()
     out["image_id"] = [image[c] for c in out["case_id"]]
     for key in (*CRITERIA, *_OPTIONAL):
@@ -75,7 +81,7 @@ def import_labels(
         row = out[twice].iloc[0]
         raise UsageError(f"labels {str(path)!r}: {row['rater']} answers case {row['case_id']} more than once")
     if "inclusion_probability" in table.columns:
-        out["inclusion_probability"] = pd.to_numeric(table["inclusion_probability"], errors="coerce").to_numpy()
+        out["inclusion_probability"] = [_probability(v, path) for v in table["inclusion_probability"]]
     return out
 
 
@@ -114,7 +120,31 @@ def _wide(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
             f"labels {str(path)!r}: {row['rater']} answers {row['criterion']} of case {row['case_id']} more than once"
         )
     wide = table.pivot(index=["rater", "case_id"], columns="criterion", values="answer").reset_index()
-    return wide.fillna("")
+    wide = wide.fillna("")
+    if "inclusion_probability" in table.columns:
+        known = table[["case_id", "inclusion_probability"]].drop_duplicates()
+        if bool((twice := known["case_id"].duplicated()).any()):
+            raise UsageError(
+                f"labels {str(path)!r}: case {known['case_id'][twice].iloc[0]} stands with different inclusion probabilities"
+            )
+        wide = wide.merge(known, on="case_id", how="left")
+    return wide
+
+
+def _probability(value: Any, path: str | Path) -> float:
+    """NaN for an empty cell: not drawn at random."""
+    if not str(value).strip():
+        return float("nan")
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not 0 < number <= 1:
+        raise UsageError(
+            f"labels {str(path)!r}: inclusion_probability holds {value!r}; expected a number in (0, 1] with a decimal point, or empty "
+            "for items that were not drawn at random"
+        )
+    return number
 
 
 def _read(value: Any, key: str, path: str | Path) -> bool | None:

@@ -54,6 +54,8 @@ def draft_study(
     allow_empty: bool = False,
 ) -> Draft:
     """Draw the sample and say what it is good for; writes nothing. Arguments as of `new_study`."""
+    if seed < 0:
+        raise UsageError(f"seed: expected 0 or more, got {seed}")
     if raters < 1:
         raise UsageError(f"raters: expected at least 1, got {raters}")
     if per_item is not None and not 1 <= per_item <= raters:
@@ -68,6 +70,11 @@ def draft_study(
     sample = stratified_sample(frame, n, by, allocation=allocation, seed=seed, allow_empty=allow_empty)
     drawn = sample.drawn.merge(frame[["case_id", "method"]], on="case_id", how="left")
     hints = advice(drawn, raters=per_item or raters)
+    if report.lazy:
+        hints.append(
+            "This run was judged with lazy=True: later judges saw only part of the cases, so `isr agree` and `isr calibrate` will "
+            "refuse it. Judge it again without lazy (stored answers are reused) and draw from that run."
+        )
     if len(shown) < len(records):
         hints.append(
             f"{len(records) - len(shown)} of {len(records)} cases have no readable picture and cannot be drawn; the corrected "

@@ -5,9 +5,12 @@ De-identified: raters appear as their codes, without names, links, times of day 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from isr.errors import UsageError
 
 from .store import Answer, Assignment, Rater, Store
 
@@ -91,22 +94,27 @@ def _repeat_results(places: tuple[Assignment, ...], given: dict[int, Answer]) ->
     return found
 
 
-def _counted(store: Store) -> list[Rater]:
-    return [r for r in store.raters() if not r.withdrawn]
+def _counted(store: Store, without: Collection[str]) -> list[Rater]:
+    everybody = store.raters()
+    for name in without:
+        if name not in {r.label for r in everybody}:
+            raise UsageError(f"without: nobody is called {name!r}; there are {', '.join(r.label for r in everybody)}")
+    return [r for r in everybody if not r.withdrawn and r.label not in without]
 
 
-def ratings_table(store: Store, *, comments: bool = False) -> pd.DataFrame:
+def ratings_table(store: Store, *, comments: bool = False, without: Collection[str] = ()) -> pd.DataFrame:
     """One row per rater and rated case: rater (`human:R1`), case_id, image_id, one column per criterion (True, False, missing),
     overall, cannot_judge (criteria, joined by a space), order, seconds, revisions, stratum, inclusion_probability.
 
-    Training, repeats and attention checks are no ratings and are not here; withdrawn raters are nowhere.
+    Training, repeats and attention checks are no ratings and are not here; withdrawn raters are nowhere, revoked ones are
+    there unless their codes are named in `without`.
     """
     import pandas as pd
 
     standing = _standing(store)
     keys = [q.key for q in store.study.questions]
     rows: list[dict[str, Any]] = []
-    for rater in _counted(store):
+    for rater in _counted(store, without):
         for place in store.assignments(rater.id):
             answer = standing.get(place.id)
             item = store.study.by_id[place.item]
@@ -130,7 +138,7 @@ def ratings_table(store: Store, *, comments: bool = False) -> pd.DataFrame:
     return table
 
 
-def tidy_table(store: Store, *, comments: bool = False) -> pd.DataFrame:
+def tidy_table(store: Store, *, comments: bool = False, without: Collection[str] = ()) -> pd.DataFrame:
     """Everything asked, one row per rater × place × criterion.
 
     Columns: rater, item (opaque), kind (rating, training, repeat, attention), case_id (of ratings and repeats), criterion,
@@ -141,7 +149,7 @@ def tidy_table(store: Store, *, comments: bool = False) -> pd.DataFrame:
 
     standing = _standing(store)
     rows: list[dict[str, Any]] = []
-    for rater in _counted(store):
+    for rater in _counted(store, without):
         places = store.assignments(rater.id)
         first = {p.item: p.id for p in places if p.kind == "rating"}
         for place in places:

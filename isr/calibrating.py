@@ -44,7 +44,7 @@ class Calibration:
         raters: per rater sensitivity and specificity by Dawid–Skene, without any truth; empty under three raters.
         next_items: unlabelled cases worth a look (judges disagree, or the outcome is open), most urgent first. Not a random
             sample: their labels never enter a correction.
-        notes: what was left out.
+        notes: what was left out. clustered: by image; False where a case has no image_id, and cases count as independent.
     """
 
     confusion: pd.DataFrame
@@ -57,13 +57,15 @@ class Calibration:
     n_labelled: int
     level: float
     notes: tuple[str, ...]
+    clustered: bool = True
 
     def __str__(self) -> str:
         def show(table: pd.DataFrame) -> str:
             return table.to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep="–")
 
         parts = [
-            f"{self.n_labelled} cases with a majority of people; {100 * self.level:g} % intervals, clustered by image",
+            f"{self.n_labelled} cases with a majority of people; {100 * self.level:g} % intervals, "
+            + ("clustered by image" if self.clustered else "cases taken as independent"),
             "Judges against people\n" + show(self.confusion.drop(columns="reason")),
         ]
         if self.corrected is None:
@@ -112,7 +114,8 @@ def majority_labels(ratings: pd.DataFrame) -> pd.DataFrame:
         probability = group["inclusion_probability"].unique()
         if len(probability) > 1:
             raise UsageError(
-                f"ratings: case {case_id} stands with different inclusion probabilities: {probability.tolist()}"
+                f"ratings: case {case_id} stands with different inclusion probabilities: {probability.tolist()}. Ratings of two "
+                "samples of one run cannot be put together like this; give those of one sample, and leave the column empty in others"
             )
         found: dict[str, Any] = {"case_id": case_id}
         for key in (*CRITERIA, "defeated"):
@@ -177,6 +180,10 @@ def calibrate(
     outcome = {o.case_id: o.value for o in report.outcomes}
     answers = {(j.case_id, j.judge): j.answer for j in report.judgement_records}
     ids = None if any(c.image_id is None for c in cases) else [c.image_id for c in cases]
+    if ids is None:
+        notes.append(
+            "cases without image_id: all cases count as independent, so the intervals are too narrow where images repeat"
+        )
     rows = [index[c] for c in sampled["case_id"]]
     clusters = None if ids is None else [ids[i] for i in rows]
     by_judge = {
@@ -214,11 +221,12 @@ def calibrate(
         refused=refused,
         rogan_gladen=_rogan_gladen(frame, ids, together, level),
         errors=error_correlation(by_judge["defeated"], sampled["defeated"]),
-        raters=_rater_table(table[table["case_id"].isin(set(index))]),
+        raters=_rater_table(table[table["case_id"].isin(set(index)) & (table["rater"] != MAJORITY)]),
         next_items=_next_items(report, cases, set(labels["case_id"]), outcome),
         n_labelled=int(sampled["defeated"].notna().sum()),
         level=level,
         notes=tuple(notes),
+        clustered=ids is not None,
     )
 
 

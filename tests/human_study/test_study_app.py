@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
+import PIL.Image
 import pytest
-from isr.human_study.making import new_study
+from isr.human_study.examples import made_from
+from isr.human_study.making import draft_study, new_study
 from isr.human_study.results import progress
 from isr.human_study.store import Store
 from isr.human_study.study import Study
@@ -26,6 +30,7 @@ from study_help import (
     rate_all,
 )
 
+import isr
 from isr.errors import IntegrityError, UsageError
 
 Site = tuple[Study, Store, TestClient]
@@ -379,3 +384,41 @@ def test_own_training_and_picked_cases(tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text("edited,original,prompt,semantic_mismatch\nnone.png,,x,yes\ne.png,,x,\n")
     with pytest.raises(UsageError, match=r"(?s)row 1.*row 2: no known answer"):
         new_study(tmp_path / "u", run, 4, training=tmp_path / "bad.csv")
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    PIL.Image.fromarray(pixels.astype(np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def test_made_checks_have_an_answer_that_a_rater_can_see() -> None:
+    y, x = np.mgrid[0:32, 0:32]
+    coloured = _png(np.stack([8 * x, 4 * y, 255 - 8 * x], axis=-1))
+    symmetric = _png(np.stack([8 * y, 0 * y, 255 - 8 * y], axis=-1))
+    grey = _png(np.repeat((8 * x)[..., None], 3, axis=2))
+    prompts = lambda pngs, **o: [i.prompt.split()[0] for i in made_from(pngs, 6, "attention", seed=0, **o)[0]]  # noqa: E731
+    assert set(prompts([coloured], with_originals=True)) == {"Turn", "Mirror"}
+    # left and right cannot be told without the original: only the noise is asked about, and its mismatch is left open
+    for item in made_from([coloured], 8, "attention", with_originals=False, seed=0)[0]:
+        assert item.prompt.startswith("Turn") or item.expected == {"degradation": True, "overall": True}
+    # nor of a picture that is its own mirror image; nor whether colours are gone of a grey picture
+    for item in made_from([symmetric], 8, "attention", with_originals=True, seed=0)[0]:
+        assert item.prompt.startswith("Turn") or item.expected == {"degradation": True, "overall": True}
+    assert set(prompts([grey], with_originals=True)) == {"Mirror"}
+    for pngs, originals in (([grey], False), ([_png(np.full((8, 8, 3), 90))], True)):
+        with pytest.raises(UsageError, match=r"no example with a known answer .*--training 0 --attention 0"):
+            made_from(pngs, 2, "attention", with_originals=originals, seed=0)
+        assert made_from(pngs, 0, "attention", with_originals=originals, seed=0) == ([], {})
+
+
+def test_a_lazy_run_is_warned_of_before_anybody_rates(tmp_path: Path) -> None:
+    from study_help import Fixed, picture
+
+    run = isr.evaluate(
+        [picture(i) for i in range(6)], [f"do number {i}" for i in range(6)], originals=[picture(9)] * 6, lazy=True,
+        judges=[Fixed("a", lambda i: (i % 2 == 0, False)), Fixed("b", lambda _: (True, False))], cache=False, progress=False,
+    )  # fmt: skip
+    assert any("lazy=True" in line and "refuse" in line for line in draft_study(run, 4).advice)
+    with pytest.raises(UsageError, match="seed: expected 0 or more, got -1"):
+        draft_study(run, 4, seed=-1)

@@ -203,6 +203,17 @@ def test_labels_of_another_tool(run: isr.Report, tmp_path: Path, capsys: pytest.
         ("rater,item,semantic_mismatch\na,row0,1\n", {"id_column": "item"}, "no answers for 'degradation'"),
         ("rater,item\na,row0\n", {"rename": {"colour": "item"}}, "'colour' is none of ours"),
         ("rater,item,criterion,answer\na,row0,nice,yes\n", {"id_column": "item"}, "expected the criteria .* got nice"),
+        ("rater,item,semantic_mismatch,degradation\n ,row0,1,0\n", {"id_column": "item"}, "' ' is no name for a rater"),
+        (
+            "rater,item,semantic_mismatch,degradation\nmajority,row0,1,0\n",
+            {"id_column": "item"},
+            "derived and never read",
+        ),
+        (
+            'rater,item,semantic_mismatch,degradation,inclusion_probability\na,row0,1,0,"0,5"\n',
+            {"id_column": "item"},
+            "holds '0,5'; expected a number in .* decimal point",
+        ),
     ],
 )
 def test_bad_labels_are_explained(
@@ -314,3 +325,59 @@ def test_calibration_refuses_what_it_cannot_use(rated: tuple[Study, Store], run:
         calibrate(ratings_table(store).assign(case_id=lambda t: "x" + t["case_id"]), run)
     with pytest.raises(UsageError, match="column 'degradation' is missing"):
         calibrate(ratings_table(store).drop(columns="degradation"), run)
+
+
+def test_long_labels_keep_their_inclusion_probabilities(run: isr.Report, tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    rows = [f"ann,row{i},{c},yes,{p}" for i, p in ((0, "0.25"), (1, "")) for c in ("semantic_mismatch", "degradation")]
+    path.write_text("rater,item,criterion,answer,inclusion_probability\n" + "\n".join(rows))
+    table = import_labels(path, run, id_column="item").set_index("case_id")["inclusion_probability"]
+    cases = {c.id: c.case_id for c in run.case_records}
+    assert table[cases["row0"]] == 0.25
+    assert np.isnan(table[cases["row1"]])
+    path.write_text(path.read_text().replace("ann,row0,degradation,yes,0.25", "ann,row0,degradation,yes,0.5"))
+    with pytest.raises(UsageError, match="different inclusion probabilities"):
+        import_labels(path, run, id_column="item")
+
+
+def test_a_revoked_rater_is_named_and_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, store = make_study(tmp_path / "s")
+    said: dict[str, bool | None] = {"semantic_mismatch": True, "degradation": False, "overall": True}
+    for rater in store.raters():
+        for place in store.assignments(rater.id):
+            store.record(rater, place, f"key-{place.id:016}", said)
+    store.revoke(store.rater("R2"))
+    out = tmp_path / "r.csv"
+    assert main(["study", "export", str(study.folder), str(out)]) == 0
+    assert "R2 was revoked; 8 ratings given before are in the file (--without R2" in capsys.readouterr().err
+    assert main(["study", "export", str(study.folder), str(out), "--without", "R2"]) == 0
+    assert "revoked" not in capsys.readouterr().err
+    assert set(pd.read_csv(out)["rater"]) == set(pd.read_csv(tmp_path / "r.answers.csv")["rater"]) == {"human:R1"}
+    assert main(["study", "export", str(study.folder), str(out), "--without", "R7"]) != 0
+    assert "nobody is called 'R7'; there are R1, R2" in capsys.readouterr().err
+    assert main(["study", "export", str(study.folder), str(tmp_path / "no" / "r.csv")]) != 0
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_without_image_ids_the_intervals_do_not_claim_clusters() -> None:
+    from study_help import Fixed, picture
+
+    run = isr.evaluate(
+        [picture(i) for i in range(6)], [f"do number {i}" for i in range(6)], judges=[Fixed("a", lambda i: (i % 2 == 0, False))],
+        cache=False, progress=False,
+    )  # fmt: skip
+    assert {c.image_id for c in run.case_records} == {None}
+    ratings = pd.DataFrame({"rater": "human:R1", "case_id": [c.case_id for c in run.case_records],
+                            "semantic_mismatch": True, "degradation": False})  # fmt: skip
+    found = calibrate(ratings, run)
+    assert "cases taken as independent" in str(found)
+    assert "clustered by image" not in str(found)
+    assert any("without image_id" in note for note in found.notes)
+
+
+def test_a_majority_in_the_file_is_no_rater(rated: tuple[Study, Store], run: isr.Report) -> None:
+    _, store = rated
+    table = ratings_table(store)
+    extra = table[table["rater"] == "human:R1"].assign(rater="human:majority")
+    with_majority = calibrate(pd.concat([table, extra], ignore_index=True), run)
+    pd.testing.assert_frame_equal(with_majority.raters, calibrate(table, run).raters)
