@@ -113,17 +113,20 @@ class RaterPages:
         _, rater = self._rater(request)
         return _go(self.home(rater))
 
-    def enter_page(self, request: Request, role: str) -> Response:
+    def enter_page(self, request: Request, role: str, secret: str) -> Response:
         """The page behind a link. It uses nothing up: mail scanners and previews open links too, only a press of the button does."""
         self.site.stranger(request)
-        if self.site.find(request, role) is not None:
+        session = self.site.find(request, role)
+        if session is not None and self.store.link_of(secret, session):
             return _go("/organiser" if role == "organiser" else "/")
-        return self.site.page("enter.html", role=role)
+        # Several raters may share a machine: nobody goes on in the session of the one before.
+        return self.site.page("enter.html", role=role, other=session is not None and role == "rater")
 
     def enter(self, request: Request, role: str, secret: str) -> Response:
         self.site.entry_allowed(request)
         session = self.store.exchange(secret, role)
-        if session is None and self.site.find(request, role) is not None:
+        known = self.site.find(request, role) if session is None else None
+        if known is not None and self.store.link_of(secret, known):
             # Pressed twice, or again after going back: this browser is in already.
             return _go("/organiser" if role == "organiser" else "/")
         if session is None:
@@ -404,8 +407,8 @@ def rater_routes(site: Site) -> APIRouter:
         return pages.start(request)
 
     @router.get("/enter/{secret}")
-    def enter_page(request: Request, secret: str) -> Response:  # noqa: ARG001 - not used up by looking
-        return pages.enter_page(request, "rater")
+    def enter_page(request: Request, secret: str) -> Response:
+        return pages.enter_page(request, "rater", secret)
 
     @router.post("/enter/{secret}")
     async def enter(request: Request, secret: str) -> Response:
@@ -413,8 +416,8 @@ def rater_routes(site: Site) -> APIRouter:
         return await run_in_threadpool(pages.enter, request, "rater", secret)
 
     @router.get("/organiser/enter/{secret}")
-    def organiser_page(request: Request, secret: str) -> Response:  # noqa: ARG001
-        return pages.enter_page(request, "organiser")
+    def organiser_page(request: Request, secret: str) -> Response:
+        return pages.enter_page(request, "organiser", secret)
 
     @router.post("/organiser/enter/{secret}")
     async def organiser(request: Request, secret: str) -> Response:

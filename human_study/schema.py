@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from sqlalchemy import (
@@ -134,7 +135,12 @@ def connect(url: str) -> Engine:
         engine = create_engine(
             url, pool_size=20, max_overflow=20, pool_pre_ping=not sqlite, **({"connect_args": {"timeout": 15}} if sqlite else {})
         )  # fmt: skip
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+    except (
+        ArgumentError,
+        NoSuchModuleError,
+        ImportError,
+        TypeError,
+    ) as error:  # TypeError: in memory, where answers would be lost
         raise UsageError(
             f"database: cannot use the URL given ({type(error).__name__}); expected for example sqlite:////data/study.sqlite or "
             "postgresql+psycopg://user@host/name with its driver installed"
@@ -145,12 +151,16 @@ def connect(url: str) -> Engine:
     elif engine.dialect.name == "postgresql":
         event.listen(engine, "begin", _postgres_begin)
     try:
+        if sqlite and engine.url.database and not engine.url.database.startswith((":", "file:")):
+            # Answers are for nobody else on the machine, wherever the file lies; its log files take over the mode.
+            os.close(os.open(engine.url.database, os.O_CREAT | os.O_RDWR, 0o600))
         _make_tables(engine)
-    except DBAPIError as error:
+    except (DBAPIError, OSError) as error:
         engine.dispose()
+        said = error.strerror if isinstance(error, OSError) else str(error.orig).strip().splitlines()[0]
         # The driver's words; the URL, which may hold a password, stays out.
         raise UsageError(
-            f"database: it cannot be opened: {str(error.orig).strip().splitlines()[0]}. Check that it runs, that the name is right and that it may "
+            f"database: it cannot be opened: {said}. Check that it runs, that the name is right and that it may "
             "be written"
         ) from None
     return engine

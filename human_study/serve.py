@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,19 @@ class Where:
             f"  - a certificate of your own:  --host {self.host} --certfile cert.pem --keyfile key.pem\n"
             "docs/human-study.md shows each of them."
         )
+
+    def check_port(self) -> None:
+        """Refuse a taken port before links are made: each is shown only once, and would carry the wrong address."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host.strip("[]"), self.port))
+            except (OSError, OverflowError) as error:
+                raise UsageError(
+                    f"host, port: cannot listen on {self.host} port {self.port}: {getattr(error, 'strerror', None) or error}; choose "
+                    "another with --port, or stop what uses it"
+                ) from error
 
     def _check_public_url(self, parts: SplitResult) -> None:
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -163,6 +177,7 @@ def run(
         UsageError: a public address without TLS, with the ways to go on.
     """
     where.check()
+    where.check_port()
     import uvicorn
 
     store = Store(study, database)

@@ -309,6 +309,15 @@ class Store:
             )
         return "none" if not rows else "used" if any(row.used for row in rows) else "unused"
 
+    def link_of(self, secret: str, session: Session) -> bool:
+        """Whether a link, used or not, was made for the person whom this session belongs to."""
+        if not good_secret(secret):
+            return False
+        query = select(links.c.rater_id).where(links.c.secret_hash == hashed(secret), links.c.role == session.role)
+        with self._read() as connection:
+            row = connection.execute(query).one_or_none()
+        return row is not None and row.rater_id == (None if session.rater is None else session.rater.id)
+
     def exchange(self, secret: str, role: str) -> str | None:
         """Use up a one-time link: the secret of a new session, or None where the link is unknown, used or ended."""
         if not good_secret(secret):

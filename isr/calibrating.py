@@ -40,7 +40,7 @@ class Calibration:
         refused: why there is no corrected ISR, or "".
         rogan_gladen: method (missing: pooled), value, low, high, reason. It assumes one sensitivity and specificity for all
             methods, which the corrected ISR does not; it stands beside that, not instead.
-        errors: correlation of the judges' errors, pair by pair.
+        errors: correlation of the judges' errors, pair by pair, weighted likewise.
         raters: per rater sensitivity and specificity by Dawid–Skene, without any truth; empty under three raters.
         next_items: unlabelled cases worth a look (judges disagree, or the outcome is open), most urgent first. Not a random
             sample: their labels never enter a correction.
@@ -220,7 +220,7 @@ def calibrate(
         corrected=corrected,
         refused=refused,
         rogan_gladen=_rogan_gladen(frame, ids, together, level),
-        errors=error_correlation(by_judge["defeated"], sampled["defeated"]),
+        errors=error_correlation(by_judge["defeated"], sampled["defeated"], weights=weights),
         raters=_rater_table(table[table["case_id"].isin(set(index)) & (table["rater"] != MAJORITY)]),
         next_items=_next_items(report, cases, set(labels["case_id"]), outcome),
         n_labelled=int(sampled["defeated"].notna().sum()),

@@ -161,11 +161,12 @@ def rogan_gladen(apparent: float, interval: Interval, judged: Confusion) -> Roga
     return RoganGladen(value, value - half, value + half, level)
 
 
-def error_correlation(judges: pd.DataFrame, people: Any) -> pd.DataFrame:
+def error_correlation(judges: pd.DataFrame, people: Any, *, weights: Any = None) -> pd.DataFrame:
     """Correlation (φ) of the judges' errors, pair by pair: two judges that err together are worth less than two.
 
     Args:
-        judges: (N, judges) of 1, 0 and NaN, one column per judge. people: (N,) of 1, 0 and NaN.
+        judges: (N, judges) of 1, 0 and NaN, one column per judge. people: (N,) of 1, 0 and NaN. weights: (N,) 1 / inclusion
+            probability, where items were drawn with unlike probabilities.
 
     Returns:
         judge_a, judge_b, n (items that both and people decided), error_a, error_b, both_wrong, expected_if_independent,
@@ -174,6 +175,9 @@ def error_correlation(judges: pd.DataFrame, people: Any) -> pd.DataFrame:
     truth = np.asarray(people, dtype=np.float64)
     if len(truth) != len(judges):
         raise UsageError(f"people: expected {len(judges)} items, got {len(truth)}")
+    w = np.ones(len(truth)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if w.shape != truth.shape or not bool((np.isfinite(w) & (w > 0)).all()):
+        raise UsageError(f"weights: expected {len(truth)} positive finite numbers, got shape {w.shape}")
     rows = []
     for a, b in combinations(judges.columns, 2):
         x, y = (judges[name].to_numpy(dtype=np.float64) for name in (a, b))
@@ -184,9 +188,10 @@ def error_correlation(judges: pd.DataFrame, people: Any) -> pd.DataFrame:
         if n == 0:
             rows.append(row | {"reason": "no item that both judges and people decided"})
             continue
-        p, q, both = float(wrong_a.mean()), float(wrong_b.mean()), float((wrong_a & wrong_b).mean())
+        share = w[given] / w[given].sum()
+        p, q, both = (float(share[wrong].sum()) for wrong in (wrong_a, wrong_b, wrong_a & wrong_b))
         row |= {"error_a": p, "error_b": q, "both_wrong": both, "expected_if_independent": p * q}
-        if p in (0.0, 1.0) or q in (0.0, 1.0):
+        if any(len(set(wrong.tolist())) == 1 for wrong in (wrong_a, wrong_b)):
             row["reason"] = "a judge that never (or always) errs has no correlation"
         else:
             row["phi"] = (both - p * q) / sqrt(p * (1 - p) * q * (1 - q))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from isr.human_study.limits import Limit, RateLimiter
 from isr.human_study.middleware import MAX_BODY
-from isr.human_study.serve import RedactLinks, Where, first_links
+from isr.human_study.serve import RedactLinks, Where, first_links, run
 from isr.human_study.store import Store
 from isr.human_study.study import Study
 from isr.human_study.tokens import good_secret, new_secret
@@ -432,6 +433,38 @@ def test_pressing_begin_twice_does_not_lock_anybody_out(site: Site) -> None:
     for _ in range(2):
         assert client.post(link, data={"x": ""}).url.path == "/consent"
     assert app_client(study, store).post(link, data={"x": ""}).status_code == 403
+
+
+def test_the_next_rater_at_the_same_machine_is_not_the_one_before(site: Site) -> None:
+    _, store, client = site
+    one, two = store.raters()
+    mine, other = store.new_link(one), store.new_link(two)
+    client.post(f"/enter/{mine}", data={"x": ""})
+    page = client.get(f"/enter/{other}")
+    assert page.url.path == f"/enter/{other}"
+    assert "Another person is working" in page.text
+    assert client.post(f"/enter/{other}", data={"x": ""}).url.path == "/consent"
+    page = client.get("/consent")
+    client.post("/consent", data={"csrf": csrf(page.text), "agree": "yes"})
+    assert [r.consented for r in store.raters()] == [False, True]
+    # a used link of somebody else opens nothing, and does not lead on as the person who is in
+    assert client.get(f"/enter/{mine}").url.path == f"/enter/{mine}"
+    assert client.post(f"/enter/{mine}", data={"x": ""}).status_code == 403
+
+
+def test_a_taken_port_is_found_before_links_are_made(site: Site) -> None:
+    study, store, _ = site
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1 port {port}: .*--port"):
+            run(study, Where(port=port), say=pytest.fail)
+    assert {store.has_link(r) for r in store.raters()} == {"none"}
+
+
+def test_a_database_elsewhere_is_for_its_owner_only(site: Site, tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere.sqlite"
+    Store(site[0], f"sqlite:///{path}").add_rater()
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_link_used_by_many_at_once_opens_one_session(site: Site) -> None:

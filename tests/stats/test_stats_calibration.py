@@ -117,6 +117,17 @@ def test_error_correlation_is_phi() -> None:
     assert row["both_wrong"] > row["expected_if_independent"]
 
 
+def test_error_correlation_is_weighted_by_hand() -> None:
+    # errors of x: items 0, 1; of y: items 1, 2; weights 1, 2, 1, 4 → shares 1/8, 2/8, 1/8, 4/8
+    judges = pd.DataFrame({"x": [1.0, 1, 0, 0], "y": [0.0, 1, 1, 0]})
+    row = error_correlation(judges, [0.0, 0, 0, 0], weights=[1, 2, 1, 4]).iloc[0]
+    assert (row["n"], row["error_a"], row["error_b"], row["both_wrong"]) == (4, 3 / 8, 3 / 8, 2 / 8)
+    # φ = (2/8 − 9/64) / (3/8 · 5/8) = (7/64) / (15/64)
+    assert row["phi"] == pytest.approx(7 / 15)
+    with pytest.raises(UsageError, match="weights: expected 4 positive"):
+        error_correlation(judges, [0.0, 0, 0, 0], weights=[1, 0, 1, 1])
+
+
 def test_error_correlation_degenerate() -> None:
     perfect = error_correlation(pd.DataFrame({"x": [1.0, 0], "y": [1.0, 1]}), [1.0, 0]).iloc[0]
     assert np.isnan(perfect["phi"])
