@@ -5,7 +5,7 @@
 
 `--sheets` is what tools/miniworld_label_sheets.py wrote, `--referees` a folder with referee-a, referee-b and referee-c.
 Halves are by picture (every second image number), so no picture is in both. Writes `miniworld_labels.csv` (digests and both labels),
-`miniworld_labels.json` (thresholds and figures) and `miniworld_labels.npz` (the labelled pictures of the measuring half);
+`miniworld_labels.json` (thresholds and figures, with the thresholds from labels and with those in the referees' config.json) and `miniworld_labels.npz` (the labelled pictures of the measuring half);
 with `--set` it also writes the thresholds into the referees' config.json.
 """
 
@@ -153,6 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     )  # pairs: both prompt kinds in each half
     thresholds: dict[str, dict[str, float]] = {}
     verdicts: dict[str, dict[str, Bools]] = {}
+    shipped: dict[str, dict[str, Bools]] = {}
     for name in REFEREES:
         folder = options.referees / f"referee-{name}"
         if not folder.is_dir():
@@ -169,6 +170,11 @@ def main(arguments: list[str] | None = None) -> int:
             "mismatch": ~((asked >= thresholds[name]["asked"]) & kept),
             "degraded": degraded >= thresholds[name]["degradation"],
         }
+        own = json.loads((folder / "config.json").read_text("utf-8"))["thresholds"]
+        shipped[name] = {
+            "mismatch": ~((asked >= own["asked"]) & kept),
+            "degraded": degraded >= own["degradation"],
+        }
         if options.set:
             config = json.loads((folder / "config.json").read_text("utf-8"))
             config["thresholds"] = thresholds[name]
@@ -179,6 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
         "thresholds": thresholds,
         "threshold_half": {"n": int(setting.sum())},
         "measuring_half": measure(key, labels, verdicts, ~setting),
+        "measuring_half_at_the_referees_own_thresholds": measure(key, labels, shipped, ~setting),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "miniworld_labels.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")

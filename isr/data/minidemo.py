@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ..cases import EditCase
 from ..immunization import immunize, make_editor
@@ -50,7 +51,9 @@ def miniworld_cases(
     cases = []
     for method, arm in METHODS.items():
         # α as in the paper, where 100 steps of 1/255 cross a budget of 0.03 some thirteen times
-        settings = {} if arm == "noise" else {"alpha": eps / 8, "iterations": iterations, "batch_size": n}
+        settings: dict[str, Any] = (
+            {} if arm == "noise" else {"alpha": eps / 8, "iterations": iterations, "batch_size": n}
+        )
         protected = immunize(
             world.images, world.prompts, attack=method, editor=editor, seeds=seeds, eps=eps, progress=progress, **settings
         )  # fmt: skip

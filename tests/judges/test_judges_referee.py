@@ -184,7 +184,7 @@ def test_a_referee_that_the_installed_weights_lack_is_a_clear_error(monkeypatch:
         raise LookupError(f"no miniature is called {name!r}")
 
     monkeypatch.setattr(package, "path", none)
-    with pytest.raises(UsageError, match="hold no referee 'b'.*update that distribution"):
+    with pytest.raises(UsageError, match=r"hold no referee 'b'.*update that distribution"):
         RefereeJudge("b")
 
 

@@ -36,6 +36,7 @@ REFEREES: dict[str, dict[str, Any]] = {
     "c": {"kind": "patches", "width": 128, "seed": 303, "rate": 8e-4},
 }
 _SPAN, _EXAM = 12_000, 400
+_EDIT = 0.3  # how degraded an undisturbed edit counts in training
 
 
 def _noise_blur_blocks(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -195,8 +196,10 @@ def train_attributes(name: str, work: Path, *, plan: Plan, ranks: Ranks, batch: 
 def train_degradation(name: str, work: Path, *, plan: Plan, ranks: Ranks, batch: int = 42, tiny: bool = False) -> None:
     """Train the degradation head of one referee in `work/referee-<name>/degradation`.
 
-    The target of a disturbed edit grows with the disturbance, 1 from 0.9 standard deviations on, so that the logit
-    orders mild and severe ones; where it counts as degraded is set from labels.
+    What is surely fine is the autoencoders' copies of renders. The editor's own undisturbed edits stand above them
+    (target `_EDIT`), since some are smudged: the net has to find out which resemble which. The target of a disturbed edit
+    grows with the disturbance, 1 from 0.9 standard deviations on, so that the logit orders mild and severe ones; where it
+    counts as degraded is set from labels.
     """
     config, seed, device = _config(name), int(REFEREES[name]["seed"]), ranks.device
     flat, _, _, _ = _pictures(name, work, tiny=tiny)
@@ -206,25 +209,25 @@ def train_degradation(name: str, work: Path, *, plan: Plan, ranks: Ranks, batch:
     clean, bad = (np.flatnonzero((strength[:last] > 0) == flag) for flag in (False, True))
     torch.manual_seed(seed + 1)
     net = build(config).to(device)
-    half = 4 if tiny else batch // 3
-    plain_count = 4 if tiny else batch // 6
+    part = 4 if tiny else batch // 4
+    copied = np.random.default_rng([seed, 5]).permutation(len(flat))[: 16 if tiny else 3000 if ranks.gpu else 1500]
+    copies, origins = _copies(work, flat[copied], 0.15, seed + 7, device), flat[copied]
 
     def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, 1, step])
-        good, spoilt = rng.choice(clean, half), rng.choice(bad, half)
-        plain, broken = rng.integers(0, len(flat), plain_count), rng.integers(0, len(flat), plain_count)
+        good, spoilt = rng.choice(clean, part), rng.choice(bad, part)
+        plain, broken = rng.integers(0, len(copies), part), rng.integers(0, len(flat), part)
         ruined = pixels(flat[broken], device)
         y = torch.cat(
-            [
-                pixels(np.concatenate([edited[good], flat[plain], edited[spoilt]]), device),
-                CORRUPT[name](ruined, rng),
-            ]
+            [pixels(np.concatenate([copies[plain], edited[good], edited[spoilt]]), device), CORRUPT[name](ruined, rng)]
         )
-        origin = torch.cat([pixels(np.concatenate([source[good], flat[plain], source[spoilt]]), device), ruined])
+        origin = torch.cat([pixels(np.concatenate([origins[plain], source[good], source[spoilt]]), device), ruined])
         if rng.random() < 0.5:
             y, origin = y.flip(-1), origin.flip(-1)
         much = torch.from_numpy(np.clip(strength[spoilt] / 0.9, 0, 1)).float()
-        wrong = torch.cat([torch.zeros(half + plain_count), much, torch.ones(plain_count)]).to(device)
+        wrong = torch.cat(
+            [torch.zeros(part), torch.full((part,), _EDIT), _EDIT + (1 - _EDIT) * much, torch.ones(part)]
+        ).to(device)
         return F.binary_cross_entropy_with_logits(net.degradation(_harmless(y), origin), wrong)
 
     def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
