@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
@@ -226,6 +227,33 @@ def test_held_out_edits_of_the_trained_editor_show_what_was_asked_to_both_refere
         image_guidance_scale=1.2, generator=generators, output_type="pil",
     ).images  # fmt: skip
     cases = [(edit, i.image, i.prompt) for edit, i in zip(edits, items, strict=True)]
-    # Degradation is left out: its thresholds are set from labels, and the card says whether that has happened.
+    # Degradation is left out: by the labels half of the unattacked edits are still degraded (docs/miniworld.md).
     shown = np.all([[not v.semantic_mismatch for v in judge.judge(cases)] for judge in judges], axis=0)
-    assert shown.mean() > 0.7  # measured shares stand beside the card; this only catches a broken editor or referee
+    assert shown.mean() > 0.85  # measured shares stand beside the card; this only catches a broken editor or referee
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_the_figures_on_the_labelled_edits_are_reproduced(name: str) -> None:
+    """What tests/data/miniworld_labels.json says this referee answered on the measuring half, from its pictures."""
+    judge = _trained(name)
+    data = Path(__file__).resolve().parents[1] / "data"
+    card = json.loads((data / "miniworld_labels.json").read_text("utf-8"))
+    with (data / "miniworld_labels.csv").open(encoding="utf-8", newline="") as file:
+        rows = {int(r["item"]): r for r in csv.DictReader(file) if r["half"] == "measure"}
+    stored = np.load(data / "miniworld_labels.npz")
+    world = miniworld(1 + max(int(r["image_id"].rsplit("-", 1)[1]) for r in rows.values()), "validation")
+    cases = []
+    for item, edited in zip(stored["item"], stored["edited"], strict=True):
+        row = rows.pop(int(item))
+        original = world[int(row["image_id"].rsplit("-", 1)[1])].image
+        assert pixel_digest(np.asarray(original)) == row["original_digest"]
+        assert pixel_digest(edited) == row["edited_digest"]
+        cases.append((PIL.Image.fromarray(edited), original, row["prompt"]))
+    assert rows == {}
+    verdicts = judge.judge(cases)
+    said = card["measuring_half_at_the_referees_own_thresholds"]["all"]
+    for criterion, answers in (
+        ("mismatch", [v.semantic_mismatch for v in verdicts]),
+        ("degraded", [v.degradation for v in verdicts]),
+    ):
+        assert abs(np.mean(answers) - said[criterion][f"referee_{name}"]["says"]) <= 0.011  # two cases of 200
