@@ -2,10 +2,15 @@
 
 As in the pipeline, the image condition is the *unscaled* mode of the encoder, while the denoiser works on *scaled*
 latents (Brooks et al. 2023, InstructPix2Pix; diffusers' StableDiffusionInstructPix2PixPipeline).
+
+The UNet predicts the edited latents themselves (prediction_type "sample") and begins as a copy of its source
+(`copying`): most of an edited picture is the picture, and a small UNet that has to learn copying through its
+normalisations keeps it soft. An empty instruction asks for nothing: its target is the source.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ from torch import nn
 
 from .autoencoder import HELD_OUT, cache_latents, trained_autoencoder
 from .batches import Batches
+from .copying import copy_the_source
 from .loop import Plan, fit
 from .models import Model
 from .pairs import Pairs
@@ -27,9 +33,12 @@ from .words import build_text_encoder, build_tokenizer
 __all__ = ["build_scheduler", "build_unet", "changed", "load_editor", "sample_latents", "towards", "train_editor"]
 
 #: The settings that the card's figures were measured at.
-STEPS, GUIDANCE, IMAGE_GUIDANCE = 20, 3.0, 1.2
+STEPS, GUIDANCE, IMAGE_GUIDANCE = 20, 1.5, 1.0
 _CHANGED = 0.25  # a latent counts as changed when source and target differ by more (scaled units, channel mean)
 _EXTRA = 2.0  # extra weight of changed latents in the loss
+_NO_TEXT, _NO_IMAGE = 0.07, 0.05  # shares of the batch without instruction, without picture
+_UNSEEN = 0.2  # weight of those without picture: what they should become is a guess
+_EARLY = 0.6  # share of the draws from the noisier half of the steps, where an edit's layout is decided
 
 
 def build_unet(
@@ -60,7 +69,7 @@ def build_scheduler() -> Any:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        prediction_type="v_prediction",
+        prediction_type="sample",
     )
 
 
@@ -111,21 +120,22 @@ class _Task:
 
     def loss(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, *, drop: bool) -> torch.Tensor:
         u = rng.random(len(rows)) if drop else np.ones(len(rows))
-        # text only 5 %, both 5 %, image only 5 %: what the three branches of the guidance need
-        batch = self.batches.draw(rows, rng, no_text=u < 0.10)
-        kept = torch.from_numpy(np.where((u >= 0.05) & (u < 0.15), 0.0, 1.0)).float().to(self.batches.device)
-        target = batch.target * self.scale
-        weight = 1 + _EXTRA * changed(batch.source, batch.target, self.scale).float()
-        source = batch.source * kept[:, None, None, None]
+        device = self.batches.device
+        batch = self.batches.draw(rows, rng, no_text=u < _NO_TEXT + _NO_IMAGE / 2)
+        idle = torch.from_numpy(u < _NO_TEXT).to(device)[:, None, None, None]
+        blind = torch.from_numpy((u >= _NO_TEXT) & (u < _NO_TEXT + _NO_IMAGE)).to(device)[:, None, None, None]
+        target = torch.where(idle, batch.source, batch.target) * self.scale
+        weight = 1 + _EXTRA * changed(batch.source, target / self.scale, self.scale).float()
+        weight = torch.where(blind, _UNSEEN, 1.0) * weight
+        source = torch.where(blind, 0.0, 1.0) * batch.source
         text = self.embed(models["text_encoder"], batch.unique, batch.back)
-        t = torch.randint(0, 1000, (len(rows),), device=target.device)
+        early = torch.rand(len(rows), device=device) < _EARLY
+        t = torch.where(early, 500, 0) + (torch.rand(len(rows), device=device) * torch.where(early, 500, 1000)).long()
         a = self.alphas[t][:, None, None, None]
-        noise = torch.randn_like(target)
-        noisy = a.sqrt() * target + (1 - a).sqrt() * noise
-        wanted = a.sqrt() * noise - (1 - a).sqrt() * target
+        noisy = a.sqrt() * target + (1 - a).sqrt() * torch.randn_like(target)
         seen = torch.cat([noisy, source], 1).contiguous(memory_format=torch.channels_last)
         got = models["unet"](seen, t, text).sample
-        return (weight * (got - wanted) ** 2).mean() / weight.mean()
+        return (weight * (got - target) ** 2).mean() / weight.mean()
 
     @torch.no_grad()
     def check(self, models: Mapping[str, nn.Module], rows: Any) -> dict[str, float]:
@@ -177,9 +187,13 @@ def train_editor(
         "text_encoder": build_text_encoder(tokenizer),
         "unet": build_unet(vae.config.latent_channels, widths=(16, 32, 32) if tiny else (48, 80, 128)),
     }
-    copied = 0
+    copied, copies = 0, False
     if start is not None:
+        config = json.loads((start / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+        copies = config["prediction_type"] == "sample"
         copied = unet_from(start / "unet", models["unet"]) + text_encoder_from(start, models["text_encoder"], tokenizer)
+    if not (copies or tiny):
+        copy_the_source(models["unet"], vae.config.scaling_factor)
     models["text_encoder"].to(ranks.device)
     models["unet"].to(ranks.device, memory_format=torch.channels_last)  # a third faster on a processor
     task = _Task(Batches(data, latents, tokenizer, ranks.device, captions=0), vae.config.scaling_factor)
