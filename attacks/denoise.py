@@ -3,27 +3,27 @@
 Every editor's noisy latent is a·z + b·n (VP: a = √ᾱ, b = √(1−ᾱ); flow: a = 1−σ, b = σ = t/1000). Both numbers are read off
 `editor.noisy` itself, so nothing here knows a schedule. From a prediction p:
 
-    ε̂ (or n̂):  epsilon: p        v: b·z_t + a·p      flow: z_t + a·p
-    ẑ:          (z_t − b·ε̂)/a     v: a·z_t − b·p      flow: z_t − b·p
+    ε̂ (or n̂):  epsilon: p               v: b·z_t + a·p    sample: (z_t − a·p)/b    flow: z_t + a·p
+    ẑ:          epsilon: (z_t − b·p)/a   v: a·z_t − b·p    sample: p                flow: z_t − b·p
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from isr.errors import UsageError
-from isr.protocols import WhiteBoxEditor
+from isr.protocols import Prediction, WhiteBoxEditor
 
 from .context import Context, Encoded, undefined
 
 __all__ = [
     "Path", "clean_estimate", "coefficients", "denoising_loss", "draw_timestep", "draw_timestep_noise", "first_timestep", "mean_square",
-    "noise_estimate", "noisy_and_condition", "schedule", "sigma_of", "trajectory", "usable_path",
+    "noise_estimate", "noisy_and_condition", "prediction_kind", "schedule", "sigma_of", "trajectory", "usable_path",
 ]  # fmt: skip
 
 #: How the pixels reach the loss: the noisy latent and the condition, one of them, or the condition with z_t from a clean edit.
@@ -40,20 +40,36 @@ def coefficients(editor: WhiteBoxEditor, t: Tensor, like: Tensor) -> tuple[Tenso
         return editor.noisy(one, t, zero)[corner], editor.noisy(zero, t, one)[corner]
 
 
+def prediction_kind(editor: WhiteBoxEditor) -> Prediction:
+    """What the editor's denoiser predicts; raises UsageError where it is none of the known kinds."""
+    kind = editor.prediction
+    if kind not in get_args(Prediction):
+        raise UsageError(
+            f"prediction of {editor.name!r} must be one of {', '.join(get_args(Prediction))}, not {kind!r}"
+        )
+    return kind
+
+
 def noise_estimate(editor: WhiteBoxEditor, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
     """ε̂ (n̂ for flow) behind a raw prediction, (B, C, h, w)."""
-    if editor.prediction == "epsilon":
+    kind = prediction_kind(editor)
+    if kind == "epsilon":
         return prediction
     a, b = coefficients(editor, t, noisy)
-    return (b * noisy if editor.prediction == "v_prediction" else noisy) + a * prediction
+    if kind == "sample":
+        return (noisy - a * prediction) / b
+    return (b * noisy if kind == "v_prediction" else noisy) + a * prediction
 
 
 def clean_estimate(editor: WhiteBoxEditor, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
     """ẑ behind a raw prediction, (B, C, h, w), scaled."""
+    kind = prediction_kind(editor)
+    if kind == "sample":
+        return prediction
     a, b = coefficients(editor, t, noisy)
-    if editor.prediction == "epsilon":
+    if kind == "epsilon":
         return (noisy - b * prediction) / a
-    return (a * noisy if editor.prediction == "v_prediction" else noisy) - b * prediction
+    return (a * noisy if kind == "v_prediction" else noisy) - b * prediction
 
 
 @lru_cache(maxsize=1)
@@ -90,7 +106,7 @@ def draw_timestep(context: Context, low: int = 0, high: int = TRAIN_STEPS - 1) -
     editor = context.editor
     highest = _highest(context, high)
     t = context.draws.integer("timestep", min(low, highest), highest)
-    if editor.prediction == "flow":
+    if prediction_kind(editor) == "flow":
         values = torch.tensor([TRAIN_STEPS * sigma_of(int(k)) for k in t])
         return values.to(device=editor.device, dtype=torch.float32, non_blocking=True)
     return t.to(device=editor.device, dtype=torch.float32, non_blocking=True)
@@ -102,7 +118,7 @@ def _highest(context: Context, high: int) -> int:
     if "first_timestep" not in context.cache:  # the same in every iteration, and read off a schedule on the device
         context.cache["first_timestep"] = first_timestep(context.editor)
     ceiling = context.cache["first_timestep"]
-    if context.editor.prediction == "flow":
+    if prediction_kind(context.editor) == "flow":
         return max((k for k in range(high + 1) if TRAIN_STEPS * sigma_of(k) <= ceiling), default=0)
     return min(high, max(int(ceiling), 0))
 
@@ -164,7 +180,7 @@ def denoising_loss(context: Context, encoded: Encoded, t: Tensor, noise: Tensor,
     editor = context.editor
     z_t, cond = noisy_and_condition(context, encoded, t, noise, path=path)
     prediction = editor.predict(z_t, t, context.text(), cond)
-    if editor.prediction == "flow":
+    if prediction_kind(editor) == "flow":
         source = encoded if path in ("both", "lat") else context.clean_encoded()
         error = prediction - (noise - editor.scaled(source.raw))
     else:

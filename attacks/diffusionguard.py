@@ -34,7 +34,8 @@ class DiffusionGuard(Objective):
 
     Options:
         steps: of the schedule whose first timestep is used. prompt: "own" or "empty".
-        of: "output" (the network's own output; identical to the noise for ε-networks) or "noise".
+        of: "output" (the network's own output: the noise for ε-networks, the clean latents for those that predict them) or
+            "noise" (n̂ behind it).
     """
 
     method: ClassVar[str] = "diffusionguard"

@@ -12,7 +12,7 @@ import torch
 
 __all__ = ["Kind", "clean_of", "equal_snr_sigma", "expand", "noise_of", "target_of", "vp_levels"]
 
-Kind = Literal["epsilon", "v_prediction", "flow"]
+Kind = Literal["epsilon", "v_prediction", "sample", "flow"]
 
 
 def expand(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -45,12 +45,15 @@ def noise_of(
 ) -> torch.Tensor:
     """The noise estimate n̂ behind a raw prediction; a, b broadcast against it.
 
-    epsilon: n̂ itself. v_prediction (v = a·n − b·z): n̂ = b·noisy + a·v̂. flow (v = n − z): n̂ = noisy + (1−σ)·v̂.
+    epsilon: n̂ itself. v_prediction (v = a·n − b·z): n̂ = b·noisy + a·v̂. sample (z itself): n̂ = (noisy − a·ẑ)/b.
+    flow (v = n − z): n̂ = noisy + (1−σ)·v̂.
     """
     if kind == "epsilon":
         return prediction
     if kind == "v_prediction":
         return b * noisy + a * prediction
+    if kind == "sample":
+        return (noisy - a * prediction) / b
     return noisy + a * prediction
 
 
@@ -59,19 +62,23 @@ def clean_of(
 ) -> torch.Tensor:
     """The clean latent ẑ behind a raw prediction; a, b broadcast against it.
 
-    epsilon: (noisy − b·n̂)/a. v_prediction: a·noisy − b·v̂. flow: noisy − σ·v̂.
+    epsilon: (noisy − b·n̂)/a. v_prediction: a·noisy − b·v̂. sample: ẑ itself. flow: noisy − σ·v̂.
     """
     if kind == "epsilon":
         return (noisy - b * prediction) / a
     if kind == "v_prediction":
         return a * noisy - b * prediction
+    if kind == "sample":
+        return prediction
     return noisy - b * prediction
 
 
 def target_of(kind: Kind, z: torch.Tensor, noise: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """What a perfect denoiser would predict for (z, noise): n, a·n − b·z, or n − z."""
+    """What a perfect denoiser would predict for (z, noise): n, a·n − b·z, z, or n − z."""
     if kind == "epsilon":
         return noise
     if kind == "v_prediction":
         return a * noise - b * z
+    if kind == "sample":
+        return z
     return noise - z

@@ -29,6 +29,13 @@ VAE = Part("vae", "diffusers", ("AutoencoderKL",))
 CLIP = Part("text_encoder", "transformers", ("CLIPTextModel",))
 CLIP_TOKENIZER = Part("tokenizer", "transformers", ("CLIPTokenizer", "CLIPTokenizerFast"), weights=False)
 SCHEDULER = Part("scheduler", "diffusers", weights=False)
+#: diffusers' schedulers whose step refuses prediction_type "sample".
+_NO_SAMPLE = frozenset(
+    {
+        "DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler", "PNDMScheduler",
+    }
+)  # fmt: skip
 
 
 class UNetEditor(DiffusionEditor):
@@ -42,13 +49,13 @@ class UNetEditor(DiffusionEditor):
 
     @property
     def prediction(self) -> Kind:
-        kind = self.parts["scheduler"].config.get("prediction_type", "epsilon")
-        if kind == "epsilon":
-            return "epsilon"
-        if kind == "v_prediction":
-            return "v_prediction"
+        found = self.parts["scheduler"].config.get("prediction_type", "epsilon")
+        known: tuple[Kind, ...] = ("epsilon", "v_prediction", "sample")
+        for kind in known:
+            if found == kind:
+                return kind
         raise UsageError(
-            f"{self.name}: prediction_type {kind!r} of the scheduler is not supported, only epsilon and v_prediction"
+            f"{self.name}: prediction_type {found!r} of the scheduler is not supported, only {', '.join(known)}"
         )
 
     def timesteps(self, n: int) -> torch.Tensor:
@@ -155,6 +162,11 @@ class UNetEditor(DiffusionEditor):
     def _step_options(
         self, scheduler: Any, settings: Mapping[str, Any], generators: list[torch.Generator]
     ) -> dict[str, Any]:
+        if self.prediction == "sample" and type(scheduler).__name__ in _NO_SAMPLE:
+            raise UsageError(
+                f"{self.name}: its network predicts the clean latents (prediction_type 'sample'), from which "
+                f"{type(scheduler).__name__} cannot step; load it with scheduler='DDIMScheduler' or another that can"
+            )
         takes = set(inspect.signature(scheduler.step).parameters)
         options: dict[str, Any] = {}
         if "eta" in takes:

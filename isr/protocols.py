@@ -323,7 +323,8 @@ class Editor(Protocol):
         ...
 
 
-Prediction = Literal["epsilon", "v_prediction", "flow"]
+#: What a denoiser's output is: the noise ε, v = a·ε − b·z, the clean scaled latents z themselves, or a flow's ε − z.
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from isr.attacks.targets import tile
 from torch import Tensor
 from toy import ToyEditor, pictures
 
+from isr.errors import UsageError
 from isr.registry import ATTACKS
 
 PROMPTS = ["make the sky red", "a cat"]
@@ -28,16 +29,38 @@ def normals(seed: int, count: int) -> list[Tensor]:
     return [torch.randn(SHAPE, generator=g, dtype=torch.float64) for _ in range(count)]
 
 
-@given(st.integers(0, 10_000), st.sampled_from(["epsilon", "v_prediction", "flow"]))
+@given(st.integers(0, 10_000), st.sampled_from(["epsilon", "v_prediction", "sample", "flow"]))
 def test_a_perfect_prediction_gives_back_noise_and_latent(seed: int, prediction: str) -> None:
     editor = ToyEditor(prediction, dtype=torch.float64)
     z, n = normals(seed, 2)
     t = torch.randint(1, 999, (3,), generator=torch.Generator().manual_seed(seed)).float()
     a, b = coefficients(editor, t, z)
-    perfect = {"epsilon": n, "v_prediction": a * n - b * z, "flow": n - z}[prediction]
+    perfect = {"epsilon": n, "v_prediction": a * n - b * z, "sample": z, "flow": n - z}[prediction]
     z_t = a * z + b * n
     assert torch.allclose(noise_estimate(editor, perfect, z_t, t), n, atol=1e-9)
     assert torch.allclose(clean_estimate(editor, perfect, z_t, t), z, atol=1e-7 / float(a.min()))
+
+
+@given(st.integers(0, 10_000), st.sampled_from(["epsilon", "v_prediction", "sample", "flow"]))
+def test_any_estimates_recompose_the_noisy_latent(seed: int, prediction: str) -> None:
+    """a·ẑ + b·n̂ = z_t for whatever the network says; and of a prediction of z, n̂ − n = −(a/b)(ẑ − z)."""
+    editor = ToyEditor(prediction, dtype=torch.float64)
+    z, n, says = normals(seed, 3)
+    t = torch.tensor([30.0, 500.0, 970.0])
+    a, b = coefficients(editor, t, z)
+    z_t = a * z + b * n
+    n_hat, z_hat = noise_estimate(editor, says, z_t, t), clean_estimate(editor, says, z_t, t)
+    assert torch.allclose(a * z_hat + b * n_hat, z_t, atol=1e-9)
+    if prediction == "sample":
+        assert torch.allclose(n_hat - n, -(a / b) * (z_hat - z), atol=1e-9)
+
+
+def test_an_editor_of_an_unknown_kind_is_refused() -> None:
+    editor = ToyEditor("score")
+    z = torch.zeros(1, 4, 4, 4)
+    for estimate in (noise_estimate, clean_estimate):
+        with pytest.raises(UsageError, match=r"prediction of 'toy' must be one of epsilon, .*, not 'score'"):
+            estimate(editor, z, z, torch.tensor([10.0]))
 
 
 @given(st.integers(0, 10_000))
@@ -76,7 +99,7 @@ def test_sigma_of_equal_snr_is_the_fact_sheets_table() -> None:
 
 
 @pytest.mark.parametrize("kind", ["cond", "latent"])
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow"])
 def test_sds_gradient_is_that_of_the_inner_product_with_a_constant_score(prediction: str, kind: str) -> None:
     """∇_x = J_Eᵀ g with g held constant: equal to central differences of ⟨g, z(x)⟩, and to the gradient of half the mean
     square error with the denoiser's Jacobian left out."""

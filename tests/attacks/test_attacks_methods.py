@@ -14,7 +14,7 @@ from toy import ToyEditor, pictures
 from isr.errors import UsageError
 from isr.registry import ATTACKS
 
-PREDICTIONS = ("epsilon", "v_prediction", "flow")
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 KINDS = ("cond", "own", "latent")
 GRADIENT_METHODS = (
     "sifm", "photoguard-encoder", "photoguard-diffusion", "editshield", "semantic", "sds", "advdm", "mist", "ace",

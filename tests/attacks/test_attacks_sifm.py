@@ -198,7 +198,7 @@ def test_timesteps_are_the_first_sixty_percent_of_the_editors_schedule() -> None
     assert seen[0].tolist() == [700.0, 300.0]
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow"])
 def test_trajectory_passes_the_latents_of_a_clean_edit(prediction: str) -> None:
     """At the editor's own timesteps, its latents are those of the toy's rollout (no guidance, so the walks are the same)."""
     editor = ToyEditor(prediction, dtype=torch.float64)

@@ -26,8 +26,8 @@ from isr.transforms import EOT, Blur, Identity
 
 PROMPTS = ["make it a zombie", "snow"]
 LATENT = 4 * 2 * 2  # elements of the toy's latent at 8 × 8 pixels
-EVERY_EDITOR = [(p, i) for p in ("epsilon", "v_prediction", "flow") for i in ("cond", "own", "latent")]
-CONDITIONED = [(p, "cond") for p in ("epsilon", "v_prediction", "flow")]
+EVERY_EDITOR = [(p, i) for p in ("epsilon", "v_prediction", "sample", "flow") for i in ("cond", "own", "latent")]
+CONDITIONED = [(p, "cond") for p in ("epsilon", "v_prediction", "sample", "flow")]
 FLOW_AND_EPSILON = [("epsilon", "cond"), ("flow", "cond"), ("flow", "latent")]
 
 

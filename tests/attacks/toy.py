@@ -23,7 +23,7 @@ class ToyEditor:
     """8 px per 2 latent cells: E = tanh(conv stride 4), 4 channels; a three-layer denoiser with joint text bias.
 
     Args:
-        prediction: "epsilon", "v_prediction" or "flow".
+        prediction: "epsilon", "v_prediction", "sample" or "flow".
         image: "cond" (concatenated raw latent, as InstructPix2Pix), "own" (a condition that is not the latent), or
             "latent" (img2img: no condition, edits start at half noise).
         dtype: of weights and outputs.
@@ -186,6 +186,8 @@ class ToyEditor:
             a, b = self.levels(tt)
             if self.prediction == "flow":
                 n_hat, clean = z + a * p, z - b * p
+            elif self.prediction == "sample":
+                n_hat, clean = (z - a * p) / b, p
             else:
                 n_hat = p if self.prediction == "epsilon" else b * z + a * p
                 clean = (z - b * n_hat) / a

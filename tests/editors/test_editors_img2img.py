@@ -31,11 +31,20 @@ def editors(folders: dict[str, Path]) -> dict[str, Any]:
     return {family: cls.from_pretrained(str(folders[family]), device="cpu") for family, cls in FAMILIES.items()}
 
 
-@pytest.mark.parametrize("kind", ["PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler"])
-def test_sd15_equals_the_diffusers_pipeline(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNDMScheduler", {}),
+        ("DDIMScheduler", {}),
+        ("EulerDiscreteScheduler", {}),
+        ("DDIMScheduler", {"prediction_type": "sample"}),
+        ("EulerDiscreteScheduler", {"prediction_type": "sample"}),
+    ],
+)
+def test_sd15_equals_the_diffusers_pipeline(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     from diffusers import StableDiffusionImg2ImgPipeline
 
-    folder = tiny.build("sd15", tmp_path, scheduler=kind)
+    folder = tiny.build("sd15", tmp_path, scheduler=kind, **options)
     editor = Img2Img.from_pretrained(str(folder), device="cpu")
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(str(folder), local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)

@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 import tiny  # noqa: E402
 from isr.editors.schedules import clean_of, equal_snr_sigma, expand, noise_of, target_of, vp_levels  # noqa: E402
 
-KINDS = ("epsilon", "v_prediction", "flow")
+KINDS = ("epsilon", "v_prediction", "sample", "flow")
 
 
 def draw(seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -117,6 +117,9 @@ def test_the_editors_dictionary(tmp_path: Path) -> None:
         "epsilon": lambda f: InstructPix2Pix.from_pretrained(str(tiny.build("ip2p", f)), device="cpu"),
         "v_prediction": lambda f: InstructPix2Pix.from_pretrained(
             str(tiny.build("ip2p", f, prediction_type="v_prediction")), device="cpu"
+        ),
+        "sample": lambda f: InstructPix2Pix.from_pretrained(
+            str(tiny.build("ip2p", f, prediction_type="sample")), device="cpu"
         ),
         "flow": lambda f: SD3Instruct.from_pretrained(str(tiny.build("ultraedit-sd3", f, with_t5=False)), device="cpu"),
     }

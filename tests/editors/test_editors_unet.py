@@ -42,6 +42,8 @@ def test_fulfils_the_protocols(editor: Any) -> None:
     [
         ("DDIMScheduler", {}),
         ("DDIMScheduler", {"prediction_type": "v_prediction"}),
+        ("DDIMScheduler", {"prediction_type": "sample"}),
+        ("EulerDiscreteScheduler", {"prediction_type": "sample"}),
         ("EulerAncestralDiscreteScheduler", {}),
         ("PNDMScheduler", {}),
     ],
@@ -63,8 +65,14 @@ def test_edit_equals_the_diffusers_pipeline(tmp_path: Path, kind: str, options: 
         )
 
 
-def test_edit_equals_a_loop_written_from_the_equations(editor: Any) -> None:
-    """DDIM (Song et al. 2021, eq. 12 with eta 0) under the guidance of Brooks et al. 2023, eq. 3; numpy schedule."""
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_edit_equals_a_loop_written_from_the_equations(tmp_path: Path, kind: str) -> None:
+    """DDIM (Song et al. 2021, eq. 12 with eta 0) under the guidance of Brooks et al. 2023, eq. 3; numpy schedule.
+
+    The guided output is the noise, or v = √ᾱ ε − √(1−ᾱ) z (Salimans & Ho 2022), or z, the scaled latents themselves.
+    """
+    folder = tiny.build("ip2p", tmp_path, prediction_type=kind)
+    editor = InstructPix2Pix.from_pretrained(str(folder), device="cpu")
     parts, steps, s_text, s_image = editor.parts, 4, 7.5, 1.5
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     bar = np.cumprod(1 - betas)
@@ -88,11 +96,34 @@ def test_edit_equals_a_loop_written_from_the_equations(editor: Any) -> None:
                 noise[key] = parts["unet"](torch.cat([z, c], 1), t, encoder_hidden_states=w).sample
             e = noise["plain"] + s_image * (noise["image"] - noise["plain"]) + s_text * (noise["text"] - noise["image"])
             before = bar[t - 1000 // steps] if t >= 1000 // steps else bar[0]
-            clean = (z - (1 - bar[t]) ** 0.5 * e) / bar[t] ** 0.5
+            signal, level = bar[t] ** 0.5, (1 - bar[t]) ** 0.5
+            if kind == "sample":
+                clean, e = e, (z - signal * e) / level
+            elif kind == "v_prediction":
+                clean, e = signal * z - level * e, level * z + signal * e
+            else:
+                clean = (z - level * e) / signal
             z = before**0.5 * clean + (1 - before) ** 0.5 * e
         out = parts["vae"].decoder(parts["vae"].post_quant_conv(z.float() / 0.18215))
         reference = (out / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     surface.check_against(editor, reference, steps=steps, guidance=s_text, image_guidance=s_image)
+
+
+@pytest.mark.parametrize("kind", ["PNDMScheduler", "EulerAncestralDiscreteScheduler"])
+def test_a_scheduler_that_cannot_step_from_clean_latents_is_refused(tmp_path: Path, kind: str) -> None:
+    folder = tiny.build("ip2p", tmp_path, prediction_type="sample")
+    editor = InstructPix2Pix.from_pretrained(str(folder), device="cpu", scheduler=kind)
+    with pytest.raises(UsageError, match=rf"prediction_type 'sample'\), from which {kind} cannot step"):
+        editor.edit(surface.pictures(1), ["x"], seeds=[1], steps=8)
+
+
+def test_an_unknown_kind_of_prediction_is_refused(tmp_path: Path) -> None:
+    folder = tiny.build("ip2p", tmp_path)
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"epsilon"', '"score"'))
+    editor = InstructPix2Pix.from_pretrained(str(folder), device="cpu")
+    with pytest.raises(UsageError, match=r"prediction_type 'score'.*only epsilon, v_prediction, sample"):
+        _ = editor.prediction
 
 
 def test_gradients_reach_the_pixels_at_every_hook(editor: Any) -> None:
@@ -110,6 +141,11 @@ def test_checkpointing_changes_nothing(editor: Any, folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerAncestralDiscreteScheduler"])
 def test_rollout_equals_edit(folder: Path, kind: str) -> None:
     surface.check_rollout(InstructPix2Pix.from_pretrained(str(folder), device="cpu", scheduler=kind))
+
+
+def test_rollout_equals_edit_where_clean_latents_are_predicted(tmp_path: Path) -> None:
+    folder = tiny.build("ip2p", tmp_path, prediction_type="sample")
+    surface.check_rollout(InstructPix2Pix.from_pretrained(str(folder), device="cpu"))
 
 
 def test_batch_size_changes_next_to_nothing(editor: Any) -> None:

@@ -72,12 +72,15 @@ def denoise(editor: Any, z_t: Tensor, time: float, prompt: str, c: Tensor | None
 
 def noise_estimate(editor: Any, output: Tensor, z_t: Tensor, time: float) -> Tensor:
     """n̂ from what the network says: ε̂ itself; √(1−ā) z_t + √ā v̂ (Salimans & Ho 2022, section 4 and appendix D, where
-    v = √ā n − √(1−ā) z); z_σ + (1−σ) v̂ for a flow with v = n − z."""
+    v = √ā n − √(1−ā) z); (z_t − √ā ẑ)/√(1−ā) where it says ẑ (DDPM, eq. 4, solved for the noise); z_σ + (1−σ) v̂ for a flow
+    with v = n − z."""
     a, b = levels(editor, time)
     if editor.prediction == "epsilon":
         return output
     if editor.prediction == "v_prediction":
         return b * z_t + a * output
+    if editor.prediction == "sample":
+        return (z_t - a * output) / b
     return z_t + a * output
 
 
