@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,13 @@ __all__ = ["immunize_photos", "photo_seed", "preview", "read_prompts"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 RECORD = "immunized.jsonl"
+PREVIEWS, UNFINISHED = "previews", ".unfinished"
+#: Half-written files: of `_save` in the folder and its previews, of checkpoints in the folder for unfinished work.
+_PARTS = {
+    ".": re.compile(r"\..+\.png\.(\d+)\.part"),
+    PREVIEWS: re.compile(r"\..+\.png\.(\d+)\.part"),
+    UNFINISHED: re.compile(r"[0-9a-f]{32}\.(\d+)\.part"),
+}
 _EXIF_IFD = 0x8769
 #: Make, Model, DateTime, Artist, Copyright; exposure, aperture, ISO, times, flash, focal length, lens.
 _KEPT_TAGS = (0x010F, 0x0110, 0x0132, 0x013B, 0x8298)
@@ -96,6 +104,7 @@ def immunize_photos(
         for path, ref, text in zip(files, refs, texts, strict=True)
     ]
     folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     (folder / RECORD).touch()
     earlier = _done(folder)
     rows = {p.name: row for p in items if (row := _made_before(p, folder, earlier)) is not None}
@@ -106,7 +115,7 @@ def immunize_photos(
             found = _make(group, folder, immunizer=immunizer, editor=made, size=size, progress=progress)
             for photo, row in zip(group, found, strict=True):
                 rows[photo.name] = {**photo.key(), **row, **recorded}
-                (folder / "previews" / photo.name).unlink(
+                (folder / PREVIEWS / photo.name).unlink(
                     missing_ok=True
                 )  # first: a kill in between leaves none, not an old one
                 _append(folder / RECORD, rows[photo.name])
@@ -114,7 +123,7 @@ def immunize_photos(
                     _save_preview(photo.ref.pil(), folder / photo.name)
             advance(len(group))
     for photo in items if preview else ():
-        if not (folder / "previews" / photo.name).is_file():
+        if not (folder / PREVIEWS / photo.name).is_file():
             _save_preview(photo.ref.pil(), folder / photo.name)
     return [rows[photo.name] for photo in items]
 
@@ -154,7 +163,7 @@ def _make(
     group: Sequence[_Photo], folder: Path, *, immunizer: Immunizer, editor: Any, size: int | None, progress: bool
 ) -> list[dict[str, Any]]:
     """Protect, save, read back, verify; one row per photo."""
-    started, work = time.perf_counter(), folder / ".unfinished"
+    started, work = time.perf_counter(), folder / UNFINISHED
     originals = [photo.ref.pil() for photo in group]
     result = immunize(
         originals, [photo.prompt for photo in group], attack=immunizer, editor=editor, seeds=[photo.seed for photo in group],
@@ -213,6 +222,27 @@ def _save(image: PIL.Image.Image, target: Path, exif: bytes | None) -> None:
     clean = PIL.Image.fromarray(np.asarray(image))  # a fresh picture carries no info dictionary
     clean.save(beside, format="PNG", **({} if exif is None else {"exif": exif}))
     beside.replace(target)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed run left half-written, by the names that runs give; what a process still writes stays."""
+    for inside, pattern in _PARTS.items():
+        for path in (folder / inside).glob("*.part"):
+            if (found := pattern.fullmatch(path.name)) and path.is_file() and not _alive(int(found[1])):
+                path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    """Whether another process of this number runs here. (Windows has no harmless signal: there, none is asked.)"""
+    if os.name != "posix" or process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _exif(source: Path) -> bytes | None:
@@ -348,7 +378,7 @@ def _intact(folder: Path, row: Mapping[str, Any]) -> bool:
 
 
 def _save_preview(original: PIL.Image.Image, protected: Path) -> None:
-    target = protected.parent / "previews" / protected.name
+    target = protected.parent / PREVIEWS / protected.name
     target.parent.mkdir(exist_ok=True)
     _save(preview(original, _read(protected)), target, None)
 

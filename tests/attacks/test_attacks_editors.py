@@ -25,6 +25,7 @@ METHODS = tuple(p.name for p in ATTACKS.list() if p.name != "noise")
 #: family → checkpoint of tests/editors/tiny.py. All methods are defined on all of them but Kontext.
 FAMILIES = {
     "ip2p": "ip2p",
+    "ip2p-sample": "ip2p",
     "sd15-img2img": "sd15",
     "sd3-img2img": "sd3",
     "sd3-instruct": "ultraedit-sd3",
@@ -39,7 +40,8 @@ def editors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     class Lazy(dict[str, Any]):
         def __missing__(self, name: str) -> Any:
-            folder = tiny.build(FAMILIES[name], tmp_path_factory.mktemp(name))
+            options = {"prediction_type": "sample"} if name.endswith("-sample") else {}
+            folder = tiny.build(FAMILIES[name], tmp_path_factory.mktemp(name), **options)
             made[name] = self[name] = load_editor(folder, device="cpu", resolution=32, defaults={"steps": 8})
             return made[name]
 

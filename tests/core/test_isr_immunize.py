@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -357,6 +361,42 @@ def test_an_interrupted_run_goes_on(photos: Path, tmp_path: Path, checker: Check
     assert [r["file"] for r in rows] == ["one.png", "two.png"]
     assert immunize_photos([photos], tmp_path / "o", attack="checker", progress=False) == rows
     assert len(checker.seen) == 2, "the row after the cut-off line can be read"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import PIL.Image
+from isr.photos import immunize_photos
+
+save = PIL.Image.Image.save
+def dying(self, target, *args, **more):
+    if sys.argv[3] in str(target):
+        Path(target).write_bytes(b"half a file")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, target, *args, **more)
+PIL.Image.Image.save = dying
+immunize_photos([sys.argv[1]], sys.argv[2], attack="noise", progress=False)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")
+@pytest.mark.parametrize("inside", ["", "previews"])
+def test_half_written_files_of_a_killed_run_are_swept_up(photos: Path, tmp_path: Path, inside: str) -> None:
+    out = tmp_path / "o"
+    where = out / inside
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(photos), str(out), str(where)], check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(where.glob(".*.part"))) == 1
+    (out / ".unfinished").mkdir()
+    half = out / ".unfinished" / f"{'0a' * 16}.{2**22 + 1}.part"  # beyond the highest process number of Linux
+    half.touch()
+    mine, running = out / "notes.part", out / f".x.png.{os.getppid()}.part"
+    mine.touch()
+    running.touch()
+    immunize_photos([photos], out, attack="noise", progress=False)
+    assert set(out.rglob("*.part")) == {mine, running}, "only names of our own, and none that a process may be writing"
+    assert not half.exists()
 
 
 @pytest.mark.usefixtures("checker")
