@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,30 @@ from .dataset import Item
 from .engine import Engine, Failed, StepError
 from .experiment import Experiment, canonical_json
 from .files import ExperimentFiles, StepRow
-from .plan import Job, Plan, planned_counts
+from .plan import Plan, planned_counts
+from .schedule import Scheduler
 from .work import Batch, Done
 
-__all__ = ["LAYOUT", "Making", "begin", "folder_of", "make_pictures", "same_editors"]
+__all__ = ["LAYOUT", "Making", "WorkerTime", "begin", "folder_of", "make_pictures", "same_editors"]
 
 LAYOUT = 1
+
+
+@dataclass
+class WorkerTime:
+    """How one worker spent the making of pictures; seconds.
+
+    Attributes:
+        working: on batches. loading: importing and loading models. before: until its first batch began (the start of its
+            process, and waiting). after: from its last batch to the end. between: idle (or on its way) in between.
+    """
+
+    batches: int = 0
+    working: float = 0.0
+    loading: float = 0.0
+    before: float = 0.0
+    between: float = 0.0
+    after: float = 0.0
 
 
 @dataclass
@@ -29,12 +48,49 @@ class Making:
 
     Attributes:
         done, skipped: steps done now, and found done. failed: messages. differing: steps done again with other pixels.
+        seconds: from the start of the workers to the last result. workers: by name.
     """
 
     done: int = 0
     skipped: int = 0
     failed: list[str] | None = None
     differing: int = 0
+    seconds: float = 0.0
+    workers: dict[str, WorkerTime] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """JSON-able, for the result card and benchmarks."""
+        told = {n: {k: round(v, 3) for k, v in asdict(w).items()} for n, w in sorted(self.workers.items())}
+        return {"steps": self.done, "seconds": round(self.seconds, 3), "workers": told}
+
+
+class _Clock:
+    """Where the workers' time goes, from what they say and from when their results arrive."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._last: dict[str, float] = {}
+        self.workers: dict[str, WorkerTime] = {}
+
+    def add(self, done: Done) -> None:
+        now, name = time.perf_counter() - self._started, done.rows[0].worker
+        idle = max(now - self._last.get(name, 0.0) - done.seconds, 0.0)
+        one = self.workers.setdefault(name, WorkerTime())
+        if one.batches == 0:
+            one.before = idle
+        else:
+            one.between += idle
+        one.batches += 1
+        one.working += done.seconds - done.loading
+        one.loading += done.loading
+        self._last[name] = now
+
+    def stop(self) -> float:
+        """Seconds in all; what is left is each worker's waiting for the others."""
+        seconds = time.perf_counter() - self._started
+        for name, one in self.workers.items():
+            one.after = max(seconds - self._last[name], 0.0)
+        return seconds
 
 
 def begin(files: ExperimentFiles, plan: Plan, *, items: Sequence[Item] | None = None, shard: str | None = None) -> None:
@@ -82,46 +138,6 @@ def begin(files: ExperimentFiles, plan: Plan, *, items: Sequence[Item] | None = 
         "experiment.json",
         {**stored, **recorded, "hash": experiment.hash, "experiment": experiment.record()},
     )
-
-
-class _Scheduler:
-    """Which job is next: in the plan's order, once its inputs are there, best on a worker that holds its editor."""
-
-    def __init__(self, plan: Plan, done: Mapping[str, StepRow]) -> None:
-        self.plan = plan
-        self.known = set(done)
-        self.left = [i for i, job in enumerate(plan.jobs) if any(s.key not in self.known for s in job.steps)]
-        self.broken: set[str] = set()
-
-    def next(self, resource: str) -> int | None:
-        first: int | None = None
-        for number in self.left:
-            job = self.plan.jobs[number]
-            if not job.needs <= self.known:
-                continue
-            if job.resource == resource:
-                first = number
-                break
-            first = number if first is None else first
-        if first is not None:
-            self.left.remove(first)
-        return first
-
-    def finished(self, job: Job) -> None:
-        self.known.update(s.key for s in job.steps)
-
-    def fail(self, job: Job) -> int:
-        """Give up a job and everything that rests on it; how many further jobs that is."""
-        self.broken.update(s.key for s in job.steps)
-        lost = 0
-        while True:
-            more = [n for n in self.left if self.plan.jobs[n].needs & self.broken]
-            if not more:
-                return lost
-            for number in more:
-                self.left.remove(number)
-                self.broken.update(s.key for s in self.plan.jobs[number].steps)
-                lost += 1
 
 
 class _Editors:
@@ -202,9 +218,10 @@ def make_pictures(
         files.run.put_image(digest, original.png())
     report = Making(skipped=sum(key in keeper.rows for key in plan.steps), failed=[])
     failed: list[str] = []
-    scheduler = _Scheduler(plan, keeper.rows)
+    scheduler = Scheduler(plan, keeper.rows)
     if not scheduler.left:
         return report
+    clock = _Clock()
 
     def png(name: str) -> bytes:
         kind, _, key = name.partition(":")
@@ -232,22 +249,23 @@ def make_pictures(
                     break
                 job = plan.jobs[number]
                 given = tuple(tuple(png(name) for name in step.inputs) for step in job.steps)
-                engine.submit(Batch(number, job.steps, given), job.resource)
+                engine.submit(Batch(number, job.steps, given, job.resource, scheduler.quick(number)))
                 under_way += 1
             if under_way == 0:
                 break
             for result in engine.wait():
                 under_way -= 1
-                job = plan.jobs[result.number]
                 if isinstance(result, Failed):
-                    lost = scheduler.fail(job)
+                    lost = scheduler.fail(result.number)
                     failed.append(result.message + (f"\n  {lost} further batches rest on it" if lost else ""))
                     stopping = not keep_going
                     continue
+                clock.add(result)
                 keeper.keep(result, report)
-                scheduler.finished(job)
+                scheduler.finished(result.number, result.rows)
                 if progress is not None:
                     progress(report.done + report.skipped, len(plan.steps))
+        report.seconds, report.workers = clock.stop(), clock.workers
     report.failed = failed
     if failed:
         raise StepError(

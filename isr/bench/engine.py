@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
-from ..errors import IsrError
+from ..errors import IsrError, UsageError
 from .work import Batch, Done, Worker
 
-__all__ = ["MAX_DEATHS", "QUICK", "Engine", "Failed", "InlineEngine", "StepError", "depth", "told"]
+__all__ = ["MAX_DEATHS", "Engine", "Failed", "InlineEngine", "Slot", "StepError", "best_slot", "room_of", "told"]
 
 #: Times a worker may die on one batch before the batch counts as failed.
 MAX_DEATHS = 3
 
 
-#: A batch that takes longer than this (seconds) is handed out only to an idle worker: fetching the next one costs
-#: milliseconds, while a batch that waits behind a long one leaves another worker idle at the end.
-QUICK = 0.5
+@dataclass(kw_only=True)
+class Slot:
+    """The driver's side of one worker: what it has to do, and which model it holds."""
+
+    name: str
+    resource: str = ""
+    batches: deque[Batch] = field(default_factory=deque)
+
+    @property
+    def free(self) -> bool:
+        """Idle, or about to be: behind a batch that is known to be quick, one more may wait."""
+        return not self.batches or (len(self.batches) == 1 and self.batches[0].quick)
+
+    def take(self, batch: Batch) -> None:
+        self.batches.append(batch)
+        if batch.resource:  # a batch that needs no model leaves the loaded one where it is
+            self.resource = batch.resource
 
 
-def depth(seconds: float | None) -> int:
-    """Batches that a worker may have at once (one under way, one waiting), from how long its last one took."""
-    return 2 if seconds is not None and seconds < QUICK else 1
+S = TypeVar("S", bound=Slot)
+
+
+def room_of(slots: Sequence[Slot]) -> list[str]:
+    """What `Engine.room` says of these workers: the emptiest first."""
+    return [s.resource for s in sorted(slots, key=lambda s: len(s.batches)) if s.free]
+
+
+def best_slot(slots: Sequence[S], batch: Batch) -> S:
+    """Who gets a batch: the emptiest; among equals the one that holds its model.
+
+    Raises:
+        UsageError: nobody has room.
+    """
+    free = [s for s in slots if s.free]
+    if not free:
+        raise UsageError("submit: no worker has room; ask room() first")
+    return min(free, key=lambda s: (len(s.batches), s.resource != batch.resource))
 
 
 class StepError(IsrError):
@@ -53,7 +83,7 @@ class Engine(Protocol):
         """One entry per batch that may be submitted now (back-pressure): the resource that its worker holds, "" if none."""
         ...
 
-    def submit(self, batch: Batch, resource: str) -> None:
+    def submit(self, batch: Batch) -> None:
         """Hand over a batch; only while there is room."""
         ...
 
@@ -79,24 +109,22 @@ class InlineEngine:
 
     def __init__(self) -> None:
         self._worker = Worker("inline")
-        self._queue: deque[Batch] = deque()
-        self._resource = ""
+        self._slot = Slot(name="inline")
 
     def __enter__(self) -> InlineEngine:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._queue.clear()
+        self._slot.batches.clear()
 
     def room(self) -> list[str]:
-        return [] if self._queue else [self._resource]
+        return [] if self._slot.batches else [self._slot.resource]
 
-    def submit(self, batch: Batch, resource: str) -> None:
-        self._queue.append(batch)
-        self._resource = resource
+    def submit(self, batch: Batch) -> None:
+        self._slot.take(batch)
 
     def wait(self) -> list[Done | Failed]:
-        batch = self._queue.popleft()
+        batch = self._slot.batches.popleft()
         try:
             return [self._worker.do(batch)]
         except Exception as error:  # noqa: BLE001 - carried to the driver, which reports it with the batch

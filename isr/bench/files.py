@@ -36,7 +36,7 @@ class StepRow(Record):
         key, kind, spec, inputs, prompt, seed: of the step.
         digest: of its picture, or None (measurements). purified: of the picture that the editor was given, where purified.
         result: what it recorded: verified perturbation, settings with the weights' fingerprint, metric values.
-        seconds: of its batch, divided by the batch's size. worker: who did it. at: when (ISO 8601 UTC).
+        seconds: of its batch without loading of models, divided by the batch's size. worker: who did it. at: when (ISO 8601 UTC).
     """
 
     key: str

@@ -1,6 +1,6 @@
 """The local engine: one spawned process per GPU (or per core), one compute thread each.
 
-A worker has one batch, and while batches are quick a second one that waits, which hides the writing of results and is the
+A worker has one batch, and behind a quick one a second that waits, which hides the writing of results and is the
 back-pressure. A worker that dies is replaced and its batches are done again.
 """
 
@@ -13,18 +13,16 @@ import queue
 import runpy
 import signal
 import threading
-import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .engine import MAX_DEATHS, Failed, depth, told
+from .engine import MAX_DEATHS, Failed, Slot, best_slot, room_of, told
 from .work import THREADS, Batch, Done, Worker, one_thread
 
 __all__ = ["LocalEngine", "default_workers", "gpus"]
@@ -52,23 +50,13 @@ def default_workers(devices: tuple[str, ...]) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass
-class _Hand:
+@dataclass(kw_only=True)
+class _Hand(Slot):
     """The parent's side of one worker."""
 
-    name: str
     device: str | None
     process: BaseProcess
     pipe: Connection
-    resource: str = ""
-    batches: deque[tuple[Batch, str]] = field(default_factory=deque)
-    #: When its batch under way began (or was handed over), and how long its last one took.
-    since: float = field(default_factory=time.monotonic)
-    seconds: float | None = None
-
-    @property
-    def free(self) -> bool:
-        return len(self.batches) < depth(self.seconds)
 
 
 class LocalEngine:
@@ -111,19 +99,11 @@ class LocalEngine:
         return [int(hand.process.pid or 0) for hand in self._hands]
 
     def room(self) -> list[str]:
-        hands = sorted(self._hands, key=lambda h: len(h.batches))
-        return [h.resource for h in hands if h.free]
+        return room_of(self._hands)
 
-    def submit(self, batch: Batch, resource: str) -> None:
-        free = [h for h in self._hands if h.free]
-        if not free:
-            raise UsageError("submit: no worker has room; ask room() first")
-        # The emptiest first; among equals the one that holds the model already.
-        hand = min(free, key=lambda h: (len(h.batches), h.resource != resource))
-        if not hand.batches:
-            hand.since = time.monotonic()
-        hand.batches.append((batch, resource))
-        hand.resource = resource
+    def submit(self, batch: Batch) -> None:
+        hand = best_slot(self._hands, batch)
+        hand.take(batch)
         self._send(hand, batch)
 
     def wait(self) -> list[Done | Failed]:
@@ -141,8 +121,6 @@ class LocalEngine:
                     self._replace(hand)
                     continue
                 hand.batches.popleft()
-                now = time.monotonic()
-                hand.seconds, hand.since = now - hand.since, now
                 results.append(result)
         return results
 
@@ -163,7 +141,7 @@ class LocalEngine:
         ):
             process.start()  # numerical libraries read these once, when the child loads them
         theirs.close()
-        return _Hand(name, device, process, ours)
+        return _Hand(name=name, device=device, process=process, pipe=ours)
 
     def _replace(self, hand: _Hand) -> None:
         """A worker is gone: start another one and give it the batches again."""
@@ -172,7 +150,7 @@ class LocalEngine:
         index = self._hands.index(hand)
         lost = list(hand.batches)
         fresh = self._hands[index] = self._start(index)
-        for place, (batch, resource) in enumerate(lost):
+        for place, batch in enumerate(lost):
             if place == 0:
                 self._deaths[batch.number] = self._deaths.get(batch.number, 0) + 1
                 if self._deaths[batch.number] >= MAX_DEATHS:
@@ -184,8 +162,7 @@ class LocalEngine:
                         )
                     )
                     continue
-            fresh.batches.append((batch, resource))
-            fresh.resource = resource
+            fresh.take(batch)
             self._send(fresh, batch)
 
 

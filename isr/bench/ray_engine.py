@@ -10,14 +10,13 @@ import importlib
 import importlib.util
 import math
 import os
-import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UsageError, missing_extra
-from .engine import MAX_DEATHS, Failed, depth, told
+from .engine import MAX_DEATHS, Failed, Slot, best_slot, room_of, told
 from .local_engine import default_workers
 from .plugins import VARIABLE
 from .work import THREADS, Batch, Done, Worker
@@ -44,21 +43,12 @@ def _start(ray: Any, arguments: Mapping[str, Any]) -> None:
         return
 
 
-@dataclass
-class _Actor:
-    """The driver's side of one actor."""
+@dataclass(kw_only=True)
+class _Actor(Slot):
+    """The driver's side of one actor. replies: one per batch, in the same order."""
 
-    name: str
     handle: Any
-    resource: str = ""
-    batches: deque[tuple[Batch, str, Any]] = field(default_factory=deque)
-    #: When its batch under way began (or was handed over), and how long its last one took.
-    since: float = field(default_factory=time.monotonic)
-    seconds: float | None = None
-
-    @property
-    def free(self) -> bool:
-        return len(self.batches) < depth(self.seconds)
+    replies: deque[Any] = field(default_factory=deque)
 
 
 class RayEngine:
@@ -129,15 +119,10 @@ class RayEngine:
         }
 
     def room(self) -> list[str]:
-        actors = sorted(self._actors, key=lambda a: len(a.batches))
-        return [a.resource for a in actors if a.free]
+        return room_of(self._actors)
 
-    def submit(self, batch: Batch, resource: str) -> None:
-        free = [a for a in self._actors if a.free]
-        if not free:
-            raise UsageError("submit: no actor has room; ask room() first")
-        actor = min(free, key=lambda a: (len(a.batches), a.resource != resource))
-        self._send(actor, batch, resource)
+    def submit(self, batch: Batch) -> None:
+        self._send(best_slot(self._actors, batch), batch)
 
     def wait(self) -> list[Done | Failed]:
         ray = _ray()
@@ -148,25 +133,22 @@ class RayEngine:
             if results:
                 break
             # An actor works on its batches in order, so only the first of each can be ready.
-            heads = [a.batches[0][2] for a in self._actors if a.batches]
+            heads = [a.replies[0] for a in self._actors if a.replies]
             ready, _ = ray.wait(heads, num_returns=1)
-            actor = next(a for a in self._actors if a.batches and a.batches[0][2] == ready[0])
+            actor = next(a for a in self._actors if a.replies and a.replies[0] == ready[0])
             try:
                 result: Done | Failed = ray.get(ready[0])
             except ray.exceptions.RayActorError as error:
                 self._replace(actor, str(error))
                 continue
             actor.batches.popleft()
-            now = time.monotonic()
-            actor.seconds, actor.since = now - actor.since, now
+            actor.replies.popleft()
             results.append(result)
         return results
 
-    def _send(self, actor: _Actor, batch: Batch, resource: str) -> None:
-        if not actor.batches:
-            actor.since = time.monotonic()
-        actor.batches.append((batch, resource, actor.handle.do.remote(batch)))
-        actor.resource = resource
+    def _send(self, actor: _Actor, batch: Batch) -> None:
+        actor.take(batch)
+        actor.replies.append(actor.handle.do.remote(batch))
 
     def _start(self, index: int) -> _Actor:
         ray = _ray()
@@ -179,14 +161,14 @@ class RayEngine:
         kind = ray.remote(num_cpus=1, num_gpus=self.gpus or 0, max_restarts=0, runtime_env={"env_vars": variables})(
             _Hand
         )
-        return _Actor(name, kind.remote(name))
+        return _Actor(name=name, handle=kind.remote(name))
 
     def _replace(self, actor: _Actor, why: str) -> None:
         """An actor is lost (its machine, its memory): a new one gets its batches."""
         index = self._actors.index(actor)
-        lost = [(batch, resource) for batch, resource, _ in actor.batches]
+        lost = list(actor.batches)
         fresh = self._actors[index] = self._start(index)
-        for place, (batch, resource) in enumerate(lost):
+        for place, batch in enumerate(lost):
             if place == 0:
                 self._deaths[batch.number] = self._deaths.get(batch.number, 0) + 1
                 if self._deaths[batch.number] >= MAX_DEATHS:
@@ -194,7 +176,7 @@ class RayEngine:
                         Failed(batch.number, f"its actor was lost {MAX_DEATHS} times: {why.splitlines()[0]}")
                     )
                     continue
-            self._send(fresh, batch, resource)
+            self._send(fresh, batch)
 
 
 class _Hand:

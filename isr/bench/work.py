@@ -11,7 +11,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -38,21 +39,32 @@ class Batch:
     """A job with its pictures.
 
     Attributes:
-        steps: of one kind and spec. pictures: PNG per input of each step (a text's UTF-8). number: the job's place in the plan.
+        number: the job's place in the plan. steps: of one kind and spec.
+        pictures: PNG per input of each step (a text's UTF-8).
+        resource: the model that a worker has to hold; "" where none. quick: known to take less than a moment (schedule.py).
     """
 
     number: int
     steps: tuple[Step, ...]
     pictures: tuple[tuple[bytes, ...], ...] = field(repr=False)
+    resource: str = ""
+    quick: bool = False
 
 
 @dataclass(frozen=True)
 class Done:
-    """A finished batch: one row per step, and PNG bytes by digest."""
+    """A finished batch.
+
+    Attributes:
+        rows: one per step. pictures: PNG bytes by digest.
+        seconds: what the worker took, `loading` of them for importing and loading what the batch needs.
+    """
 
     number: int
     rows: tuple[StepRow, ...]
     pictures: Mapping[str, bytes] = field(repr=False)
+    seconds: float = 0.0
+    loading: float = 0.0
 
 
 def one_thread() -> None:
@@ -71,7 +83,15 @@ class Worker:
         self.name = name
         self._editors: dict[bytes, Editor] = {}
         self._purifiers: dict[bytes, Any] = {}
+        self._loading = 0.0
         import_user_plugins()
+
+    @contextmanager
+    def _loads(self) -> Iterator[None]:
+        """What happens once per worker and model, kept apart from the time of the pictures."""
+        started = time.perf_counter()
+        yield
+        self._loading += time.perf_counter() - started
 
     def do(self, batch: Batch) -> Done:
         """One batch.
@@ -81,7 +101,7 @@ class Worker:
         """
         one_thread()
         first = batch.steps[0]
-        started = time.perf_counter()
+        started, self._loading = time.perf_counter(), 0.0
         try:
             if first.kind == "immunize":
                 made = self._immunize(batch)
@@ -95,7 +115,8 @@ class Worker:
             )
             raise
         one_thread()
-        seconds = (time.perf_counter() - started) / len(batch.steps)
+        whole = time.perf_counter() - started
+        seconds = (whole - self._loading) / len(batch.steps)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         pictures: dict[str, bytes] = {}
         rows = []
@@ -107,15 +128,16 @@ class Worker:
                     worker=self.name, at=at,
                 )
             )  # fmt: skip
-        return Done(batch.number, tuple(rows), pictures)
+        return Done(batch.number, tuple(rows), pictures, time.perf_counter() - started, self._loading)
 
     # --------------------------------------------------------------------------------------------------- kinds
 
     def _immunize(self, batch: Batch) -> list[_Made]:
-        from ..immunization import immunize
-
         spec = batch.steps[0].spec
-        editor = None if spec["source"] is None else self._editor(spec["source"])
+        with self._loads():
+            from ..immunization import immunize
+
+            editor = None if spec["source"] is None else self._editor(spec["source"])
         found = immunize(
             [_open(p[0]) for p in batch.pictures],
             [s.prompt for s in batch.steps],
@@ -141,13 +163,15 @@ class Worker:
         told: dict[str, Any] = {}
         purified: Sequence[PIL.Image.Image | None] = [None] * len(images)
         if spec["purifier"] is not None:
-            purifier = self._purifier(spec["purifier"])
+            with self._loads():
+                purifier = self._purifier(spec["purifier"])
             images = _checked(
                 purifier.purify(images, seeds=seeds), images, f"the purifier {purifier.name!r}", same_size=True
             )
             purified = images
             told["purifier"] = dict(purifier.settings())
-        editor = self._editor(spec["editor"])
+        with self._loads():
+            editor = self._editor(spec["editor"])
         prompts = [str(s.prompt) for s in batch.steps]
         edits = _checked(
             editor.edit(images, prompts, seeds=seeds, **spec["settings"]),
@@ -160,7 +184,8 @@ class Worker:
         return [(edit, clean, _plain(told)) for edit, clean in zip(edits, purified, strict=True)]
 
     def _measure(self, batch: Batch) -> list[_Made]:
-        from ..metrics import compute
+        with self._loads():
+            from ..metrics import compute
 
         names = list(batch.steps[0].spec["metrics"])
         if batch.steps[0].spec.get("against") == "prompt":

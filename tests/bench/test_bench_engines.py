@@ -11,21 +11,15 @@ import PIL.Image
 import pytest
 from bench_help import plan_of, run, toy, use_plugins
 
-from isr.bench.engine import QUICK, InlineEngine, depth
+from isr.bench.engine import InlineEngine
 from isr.bench.local_engine import LocalEngine, gpus
 from isr.bench.ray_engine import _start
 from isr.bench.work import Batch
 
 
-def test_only_quick_batches_are_fetched_ahead() -> None:
-    assert depth(None) == 1
-    assert depth(QUICK / 2) == 2
-    assert depth(QUICK) == 1
-
-
 def test_a_worker_of_long_batches_gets_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_plugins(monkeypatch)
-    plan = plan_of(toy(editors=[{"name": "toy", "options": {"sleep": QUICK}}], batch={"edit": 2}))
+    plan = plan_of(toy(batch={"edit": 2}))
     pictures = {f"picture:{i.original.digest}": i.original.png() for i in plan.items}
     ready = [(n, j) for n, j in enumerate(plan.jobs) if not j.needs and j.kind == "edit"]
     assert len(ready) >= 2
@@ -33,9 +27,14 @@ def test_a_worker_of_long_batches_gets_one_at_a_time(tmp_path: Path, monkeypatch
         for number, job in ready[:2]:
             assert engine.room() == [""] or engine.room() == [job.resource]
             given = tuple(tuple(pictures[i] for i in s.inputs) for s in job.steps)
-            engine.submit(Batch(number, job.steps, given), job.resource)
+            engine.submit(Batch(number, job.steps, given, job.resource))
             assert engine.room() == []
             assert [r.number for r in engine.wait()] == [number]
+        for number, job in ready[:2]:
+            given = tuple(tuple(pictures[i] for i in s.inputs) for s in job.steps)
+            engine.submit(Batch(number, job.steps, given, job.resource, quick=number == ready[0][0]))
+        assert engine.room() == []
+        assert [engine.wait()[0].number for _ in range(2)] == [n for n, _ in ready[:2]]
 
 
 def test_a_worker_leaves_no_semaphore_behind() -> None:
