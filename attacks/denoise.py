@@ -22,12 +22,13 @@ from isr.protocols import Prediction, WhiteBoxEditor
 from .context import Context, Encoded, undefined
 
 __all__ = [
-    "Path", "clean_estimate", "coefficients", "denoising_loss", "draw_timestep", "draw_timestep_noise", "first_timestep", "mean_square",
+    "TRAIN_STEPS", "Path", "clean_estimate", "coefficients", "denoising_loss", "draw_timestep", "draw_timestep_noise", "first_timestep", "mean_square",
     "noise_estimate", "noisy_and_condition", "prediction_kind", "schedule", "sigma_of", "trajectory", "usable_path",
 ]  # fmt: skip
 
 #: How the pixels reach the loss: the noisy latent and the condition, one of them, or the condition with z_t from a clean edit.
 Path = Literal["both", "lat", "cond", "trajectory"]
+#: Timesteps run from 0 to this on every editor; flow has t = 1000 σ.
 TRAIN_STEPS = 1000
 
 
@@ -96,8 +97,8 @@ def first_timestep(editor: WhiteBoxEditor, steps: int | None = None) -> float:
     return float(schedule(editor, steps)[0])
 
 
-def draw_timestep(context: Context, low: int = 0, high: int = TRAIN_STEPS - 1) -> Tensor:
-    """One random timestep per picture, (B,), of the editor's own kind; draws "timestep".
+def draw_timestep(context: Context, low: int = 0, high: int = TRAIN_STEPS - 1, *, name: str = "timestep") -> Tensor:
+    """One random timestep per picture, (B,), of the editor's own kind; draws "timestep" (or another `name`).
 
     t is uniform on low … high of the 1000-step scale on which the methods were published. Flow editors get the σ of equal
     signal-to-noise ratio. Where the image enters only through the noisy latent, nothing above the first timestep of an edit
@@ -105,7 +106,7 @@ def draw_timestep(context: Context, low: int = 0, high: int = TRAIN_STEPS - 1) -
     """
     editor = context.editor
     highest = _highest(context, high)
-    t = context.draws.integer("timestep", min(low, highest), highest)
+    t = context.draws.integer(name, min(low, highest), highest)
     if prediction_kind(editor) == "flow":
         values = torch.tensor([TRAIN_STEPS * sigma_of(int(k)) for k in t])
         return values.to(device=editor.device, dtype=torch.float32, non_blocking=True)

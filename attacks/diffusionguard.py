@@ -25,7 +25,7 @@ class DiffusionGuard(Objective):
     Source: Choi et al., ICLR 2025 (arXiv 2410.05694); code read in choi403/DiffusionGuard (no licence, nothing copied). The
     noisy latent is pure noise, independent of the picture, and t₁ the first timestep of a 4-step schedule: for editors that
     take the image as a condition this is exactly an edit's first step. Flow editors: ‖v̂‖₂ at σ = 1. Img2img editors have no
-    condition: z_t₁ = noisy(E(x), t₁, n) at the first timestep the edit visits, and the network's own output is used
+    condition: z_t₁ = noisy(E(x), t₁, n) at the first timestep of the editor's own edit, and the network's own output is used
     (‖n̂‖ would nearly be ‖z_t‖). Random: n per picture and iteration. Cost per iteration: 1 encoder and 1 denoiser pass
     with gradient.
 
@@ -33,7 +33,7 @@ class DiffusionGuard(Objective):
     mean instead of a sample; the edit's own prompt (`prompt="empty"` for the authors' ""). DiffVax's port is another attack.
 
     Options:
-        steps: of the schedule whose first timestep is used. prompt: "own" or "empty".
+        steps: of the schedule whose first timestep is used, where the image is a condition. prompt: "own" or "empty".
         of: "output" (the network's own output: the noise for ε-networks, the clean latents for those that predict them) or
             "noise" (n̂ behind it).
     """
@@ -53,7 +53,8 @@ class DiffusionGuard(Objective):
 
     def prepare(self, context: Context) -> None:
         editor, cache = context.editor, context.cache
-        cache["t"] = torch.full((len(context),), first_timestep(editor, self.steps), device=editor.device)
+        steps = None if context.clean_encoded().cond is None else self.steps
+        cache["t"] = torch.full((len(context),), first_timestep(editor, steps), device=editor.device)
         cache["text"] = context.text() if self.prompt == "own" else context.child(prompts=[""] * len(context)).text()
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:

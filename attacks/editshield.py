@@ -13,7 +13,7 @@ from isr.errors import UsageError
 from isr.transforms import editshield_eot
 
 from .context import Context, Encoded
-from .denoise import draw_timestep_noise, mean_square, noisy_and_condition
+from .denoise import draw_timestep, draw_timestep_noise, mean_square, noisy_and_condition
 from .factory import PAPER, attack
 from .objective import Objective
 
@@ -80,10 +80,8 @@ class EditShield(Objective):
         raw = self._encode(context, x)
         if clean:
             n = context.draws.normal("clean_noise", raw.shape[1:], raw)
-            t = context.draws.integer("clean_timestep", 0, 999)
-            z_t = context.editor.noisy(
-                context.editor.scaled(raw), t.to(device=raw.device, dtype=torch.float32, non_blocking=True), n
-            )
+            t = draw_timestep(context, name="clean_timestep")
+            z_t = context.editor.noisy(context.editor.scaled(raw), t, n)
         else:
             t, n = draw_timestep_noise(context)
             z_t, _ = noisy_and_condition(context, Encoded(raw, None), t, n, path="both")

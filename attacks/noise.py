@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,17 +23,14 @@ class Noise:
     generator per picture). Cost: none.
 
     Args:
-        kind: "uniform" or "sign". eps: on [0, 1]. preset: "paper" (ε 0.03); there is no other.
+        kind: "uniform" or "sign". eps: on [0, 1]; the preset "paper" has 0.03, and there is no other preset.
     """
 
-    presets = ("paper",)
     any_size = True
 
-    def __init__(self, *, kind: Literal["uniform", "sign"] = "sign", eps: float = 0.03, preset: str = "paper") -> None:
+    def __init__(self, *, kind: Literal["uniform", "sign"] = "sign", eps: float = 0.03) -> None:
         if kind not in ("uniform", "sign"):
             raise UsageError(f"kind must be 'uniform' or 'sign', not {kind!r}")
-        if preset != "paper":
-            raise UsageError(f"noise has no preset {preset!r}; it has paper")
         self.kind = kind
         self.budget = Budget("linf", eps)
 
@@ -67,5 +65,18 @@ class Noise:
         return PIL.Image.fromarray(quantise(levels, levels / 255.0 + delta, self.budget))
 
 
-#: The registry's factory.
-noise = Noise
+def noise(*, preset: str = "paper", **settings: Any) -> Noise:
+    """The registry's factory. Raises UsageError for unknown presets and settings, naming those there are."""
+    if preset != "paper":
+        raise UsageError(f"noise has no preset {preset!r}; it has paper")
+    for key in settings:
+        if key not in ("eps", "kind"):
+            near = difflib.get_close_matches(key, ("eps", "kind"), n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UsageError(f"noise has no setting {key!r}{hint}; options: eps, kind")
+    return Noise(**settings)
+
+
+noise.__doc__ = Noise.__doc__
+noise.presets = ("paper",)  # type: ignore[attr-defined]
+noise.summary = (Noise.__doc__ or "").partition("\n")[0]  # type: ignore[attr-defined]

@@ -213,6 +213,10 @@ class PGD:
             "objective": self.objective.options(),
         }
 
+    def check(self, editor: Editor | None) -> WhiteBoxEditor:
+        """The editor, or the UsageError that says why this method is not defined for it (asked before anything is made)."""
+        return self.objective.check(editor)
+
     def immunize(
         self,
         images: Sequence[PIL.Image.Image],
@@ -240,13 +244,14 @@ class PGD:
             images: N 8-bit RGB pictures whose sides the editor takes as they are (multiples of its `size_multiple`;
                 `isr.immunize` handles any size). prompts: N; None counts as the empty prompt.
             editor: white-box. seeds: N integers, one generator each.
-            masks: N greyscale pictures or arrays (H, W), white where pixels may change; None: everywhere.
+            masks: N greyscale pictures or arrays (H, W), white where pixels may change, black where they stay; None:
+                everywhere. Grey is a share m: steps are m times as long, and in an L∞ ball |δ| ≤ m·ε.
 
         Raises:
             UsageError: the method is not defined for the editor, lengths or sizes are wrong.
             IsrError: a gradient is not finite.
         """
-        inside = self.objective.check(editor)
+        inside = self.check(editor)
         _lengths(images, prompts, seeds, masks)
         multiple = inside.traits.size_multiple
         for i, image in enumerate(images):
@@ -328,7 +333,7 @@ class _Batch:
                 losses, gradient = self._gradient(x)
                 self._unread.append((iteration, live, losses))
                 moved, self.moments = descend(delta, gradient, settings, iteration, self.moments)
-                moved, moved_x = clip_pixels(self._masked(project(self._masked(moved), settings)), self.clean, settings)
+                moved, moved_x = clip_pixels(self._inside(delta, moved), self.clean, settings)
                 if all(live):
                     delta, x = moved, moved_x
                 else:
@@ -348,6 +353,16 @@ class _Batch:
 
     def _masked(self, delta: Tensor) -> Tensor:
         return delta if self.mask is None else delta * self.mask
+
+    def _inside(self, delta: Tensor, moved: Tensor) -> Tensor:
+        """The step from δ, in the ball. A mask m shortens it, and bounds |δ| by m·ε where the ball is a box."""
+        if self.mask is None:
+            return project(moved, self.attack.pgd)
+        found = project(delta + self.mask * (moved - delta), self.attack.pgd)
+        if self.attack.pgd.norm == "l2":
+            return found
+        wall = self.attack.pgd.eps * self.mask
+        return torch.minimum(torch.maximum(found, -wall), wall)
 
     def _gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean over grad_reps of (losses, gradient), float32, checked."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from isr.errors import UsageError
 
 from .context import Context, Encoded
-from .denoise import Path, noisy_and_condition, schedule, trajectory, usable_path
+from .denoise import TRAIN_STEPS, Path, noisy_and_condition, schedule, trajectory, usable_path
 from .factory import PAPER, attack
 from .memory import sum_parts
 from .objective import Objective, unit
@@ -90,6 +90,10 @@ class SIFM(Objective):
             raise UsageError(
                 f"count must be at least 1 and fraction in (0, 1], not {self.count!r} and {self.fraction!r}"
             )
+        if self.timesteps is not None and not (
+            len(self.timesteps) and all(0 <= float(t) <= TRAIN_STEPS for t in self.timesteps)
+        ):
+            raise UsageError(f"timesteps must be numbers from 0 to {TRAIN_STEPS}, at least one, not {self.timesteps!r}")
 
     # --------------------------------------------------------------- Algorithm 1, lines 3–4: what is computed once
 

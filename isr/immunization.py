@@ -183,7 +183,8 @@ def immunize(
         attack: a registered name ("sifm", "photoguard-encoder", …; `isr attacks`), or an Immunizer.
         editor: a registered name, a folder, or an editor; white-box for every method but noise.
         seeds: N integers; default seed, seed + 1, ….
-        masks: N greyscale masks in the size of the pictures, white where pixels may change, or None each.
+        masks: N greyscale masks in the size of the pictures, white where pixels may change, or None each. Black pixels stay
+            as they are in the result, whatever the immunizer does.
         size: longest side to work at (default: as the editor works).
         over_budget: what to do where a returned picture is over the declared budget: "rounding" cuts back what rounding to
             8 bits explains (one level) and raises otherwise; "project" always cuts back; "raise" never does.
@@ -211,15 +212,23 @@ def immunize(
     sizes = [i.size if free else working_size(*i.size, made, size) for i in originals]
     works = [_resized(image, s) for image, s in zip(originals, sizes, strict=True)]
     more: dict[str, Any] = {}
+    greys: list[PIL.Image.Image | None] = [None] * len(originals)
     if masks is not None:
+        greys = [_grey(m, i) for m, i in zip(_per_image("masks", masks, originals), originals, strict=True)]
         more["masks"] = [
-            _work_mask(m, i, s) for m, i, s in zip(_per_image("masks", masks, originals), originals, sizes, strict=True)
+            g if g is None or g.size == s else g.resize(s, PIL.Image.Resampling.BILINEAR)
+            for g, s in zip(greys, sizes, strict=True)
         ]
         if "masks" not in inspect.signature(immunizer.immunize).parameters:
             raise UsageError(f"{immunizer.name} takes no masks; leave masks= out or use another attack")
-    with _running(immunizer, progress, checkpoint):
-        returned = immunizer.immunize(works, texts, editor=made, seeds=numbers, **more)
     budget = Budget.of(immunizer.settings())
+    with _running(immunizer, progress, checkpoint):
+        # Copies: what is drawn on its input must not become the original that it is measured against.
+        returned = immunizer.immunize([w.copy() for w in works], texts, editor=made, seeds=numbers, **more)
+    if (after := Budget.of(immunizer.settings())) != budget:
+        raise BudgetError(
+            f"{immunizer.name} declared {budget} before it ran and {after} after; it must keep to one budget"
+        )
     if len(returned) != len(works):
         raise UsageError(
             f"{immunizer.name} returned {len(returned)} pictures for {len(works)}; it must return one per image"
@@ -227,7 +236,7 @@ def immunize(
     finished, found, cuts = [], [], []
     for k, (original, work, protected) in enumerate(zip(originals, works, returned, strict=True)):
         kept, cut = _within(work, protected, budget, over_budget, immunizer.name, f"images[{k}]")
-        full = carry_over(original, work, kept, budget)
+        full = _outside_restored(original, carry_over(original, work, kept, budget), greys[k])
         found.append(verify(original, full, budget, name=immunizer.name, item=f"images[{k}]"))
         finished.append(full)
         cuts.append(cut)
@@ -313,7 +322,19 @@ def _resized(image: PIL.Image.Image, size: Size) -> PIL.Image.Image:
     return image if image.size == size else image.resize(size, PIL.Image.Resampling.BICUBIC)  # as editors do
 
 
-def _work_mask(mask: Any, image: PIL.Image.Image, size: Size) -> PIL.Image.Image | None:
+def _outside_restored(
+    original: PIL.Image.Image, protected: PIL.Image.Image, mask: PIL.Image.Image | None
+) -> PIL.Image.Image:
+    """The original's pixels where the mask is black: resampling spreads a perturbation over its edge."""
+    if mask is None:
+        return protected
+    black = np.asarray(mask) == 0
+    levels = np.array(pixels(protected))
+    levels[black] = pixels(original)[black]
+    return PIL.Image.fromarray(levels)
+
+
+def _grey(mask: Any, image: PIL.Image.Image) -> PIL.Image.Image | None:
     if mask is None:
         return None
     grey = mask.convert("L") if isinstance(mask, PIL.Image.Image) else as_image(mask, name="masks").pil().convert("L")
@@ -321,4 +342,4 @@ def _work_mask(mask: Any, image: PIL.Image.Image, size: Size) -> PIL.Image.Image
         raise UsageError(
             f"masks must have the size of their pictures: {image.width}×{image.height}, got {grey.width}×{grey.height}"
         )
-    return grey if grey.size == size else grey.resize(size, PIL.Image.Resampling.BILINEAR)
+    return grey

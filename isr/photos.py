@@ -10,6 +10,7 @@ import os
 import re
 import time
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,13 @@ from .protocols import Immunizer
 __all__ = ["immunize_photos", "photo_seed", "preview", "read_prompts"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+#: Picture files that a folder may hold and that are left out, with a warning.
+_UNREAD = frozenset(
+    (
+        ".arw", ".avif", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".hif", ".jp2", ".jxl", ".nef", ".orf", ".psd",
+        ".raf", ".raw", ".rw2", ".svg",
+    )
+)  # fmt: skip
 RECORD = "immunized.jsonl"
 PREVIEWS, UNFINISHED = "previews", ".unfinished"
 #: Half-written files: of `_save` in the folder and its previews, of checkpoints in the folder for unfinished work.
@@ -79,11 +87,15 @@ def immunize_photos(
         One row per photo, in order: file, source, digests, prompt, seed, linf, l2, levels, psnr (None: unchanged), seconds, ….
 
     Raises:
-        ProblemsError: photos that cannot be read, prompts that lack, names that collide; before anything is made.
+        ProblemsError: photos that cannot be read, prompts that lack, names that collide. UsageError: `out` is a folder of
+            photos, or the attack is not defined for the editor. All before anything is made.
+
+    Pictures in a folder that are of a kind not read here (HEIC, raw, …) are named in a warning.
     """
     if batch < 1:
         raise UsageError(f"batch must be at least 1 photo, not {batch!r}")
     folder = Path(out)
+    _apart(photos, folder)
     files = _files(photos)
     refs = [as_image(path, name=path.name) for path in files]
     check_images(refs)
@@ -93,6 +105,8 @@ def immunize_photos(
     if eot:
         immunizer = _with_eot(immunizer)
     made = None if editor is None else make_editor(editor, **({} if device is None else {"device": device}))
+    if callable(check := getattr(immunizer, "check", None)):
+        check(made)
     recorded = {
         "attack": dict(immunizer.settings()),
         "editor": None if made is None else {"name": made.name, **made.settings()},
@@ -273,11 +287,31 @@ def _files(photos: Sequence[str | Path]) -> list[Path]:
             if not inside:
                 raise UsageError(f"the folder {entry} holds no photos ({', '.join(SUFFIXES)})")
             found += inside
+            _name_skipped(entry)
         else:
             found.append(entry)
     if not found:
         raise UsageError("photos must name at least one photo or folder")
     return list(dict.fromkeys(found))
+
+
+def _apart(photos: Sequence[str | Path], folder: Path) -> None:
+    """A folder of photos that is also the output: a second run would protect the first one's pictures."""
+    for entry in map(Path, photos):
+        if entry.is_dir() and folder.exists() and entry.resolve() == folder.resolve():
+            raise UsageError(f"out ({folder}) is one of the folders of photos; give another folder")
+
+
+def _name_skipped(folder: Path) -> None:
+    """A warning that names pictures of kinds that cannot be protected: they are easily taken for protected."""
+    left = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _UNREAD and not p.name.startswith("."))
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        many = f"{len(left)} pictures in {folder} are" if len(left) > 1 else f"1 picture in {folder} is"
+        warnings.warn(
+            f"{many} not protected (of a kind that is not read here; save as PNG or JPEG): {', '.join(left[:5])}{more}",
+            stacklevel=4,
+        )
 
 
 def _collisions(files: Sequence[Path], folder: Path) -> None:

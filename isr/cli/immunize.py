@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +61,17 @@ def register(commands: Subparsers) -> None:
 
 
 def _immunize(options: argparse.Namespace) -> int:
-    from ..photos import immunize_photos
+    from ..photos import RECORD, immunize_photos
 
     settings: dict[str, Any] = {**dict(_setting(text) for text in options.set)}
     for name in ("preset", "eps", "iterations"):
         if getattr(options, name) is not None:
             settings[name] = getattr(options, name)
-    done = immunize_photos(
+    record = options.out / RECORD
+    before = record.read_bytes().count(b"\n") if record.is_file() else 0
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"isr immunize: {message}", file=sys.stderr)
+        done = immunize_photos(
         options.photos, options.out, attack=options.attack, editor=options.editor, prompts=options.prompt or options.prompts,
         settings=settings, seed=options.seed, size=options.size, device=options.device, eot=options.eot,
         keep_exif=options.keep_exif, batch=options.batch, preview=not options.no_preview, progress=not options.quiet,
@@ -76,7 +83,9 @@ def _immunize(options: argparse.Namespace) -> int:
         print(
             f"{row['file']:{width}}  {psnr:>8}  {row['linf']:8.5f}  {row['levels']:6d}  {row['width']:5d}×{row['height']:<5d}"
         )
-    print(f"{len(done)} protected in {options.out}; records in {options.out / 'immunized.jsonl'}")
+    old = len(done) - (record.read_bytes().count(b"\n") - before)
+    earlier = f" ({old} of them by an earlier run)" if old > 0 else ""
+    print(f"{_photos(len(done))} protected{earlier} in {options.out}; records in {record}")
     return 0
 
 
@@ -98,9 +107,13 @@ def _attacks(options: argparse.Namespace) -> int:
     from ..registry import ATTACKS
 
     if options.name:
-        factory = ATTACKS.load(options.name)
-        print(f"{ATTACKS.resolve(options.name)}   presets: {', '.join(getattr(factory, 'presets', ())) or 'none'}\n")
-        print((factory.__doc__ or "no description").strip())
+        factory, name = ATTACKS.load(options.name), ATTACKS.resolve(options.name)
+        print(f"{name}\n\n{inspect.getdoc(factory) or 'no description'}\n")
+        presets = tuple(getattr(factory, "presets", ()))
+        made = [ATTACKS.create(name, preset=preset).settings() for preset in presets]
+        if presets:
+            print(_values(presets, [_flat(settings) for settings in made]))
+            print(f"\nOther values: isr immunize … --attack {name} --preset {presets[-1]} --set NAME=VALUE")
         return 0
     short: dict[str, list[str]] = {}
     for alias, name in ATTACKS.aliases.items():
@@ -115,4 +128,32 @@ def _attacks(options: argparse.Namespace) -> int:
             text = "(not available here)"
         also = f" [{', '.join(sorted(short[plugin.name]))}]" if plugin.name in short else ""
         print(f"{plugin.name + also:34} {text}")
+    print("\nOne of them in full, with its settings: isr attacks NAME. In brackets: the paper's short form.")
     return 0
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under the names that --set takes: options of the method first, then those of the optimiser."""
+    if "pgd" in settings:
+        return {**settings.get("objective", {}), **settings["pgd"]}
+    own = {k: v for k, v in settings.items() if k not in ("attack", "preset", "budget")}
+    budget = settings.get("budget")
+    return own | ({"eps": budget["eps"]} if isinstance(budget, Mapping) else {})
+
+
+def _values(presets: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> str:
+    """A table of settings by preset; numbers to three digits."""
+
+    def shown(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.3g}"
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = [["setting", *presets], *([n, *(shown(c[n]) if n in c else "" for c in columns)] for n in names)]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _photos(count: int) -> str:
+    return "1 photo" if count == 1 else f"{count} photos"

@@ -44,6 +44,14 @@ def test_every_paper_method_and_the_extra_ones_are_registered() -> None:
         assert ATTACKS.resolve(alias) == name
 
 
+@pytest.mark.parametrize("name", [*GRADIENT_METHODS, "noise"])
+def test_unknown_settings_are_refused_by_name(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^{name} has no setting 'epss' \\(did you mean 'eps'\\?\\)"):
+        make(name, epss=0.1)
+    with pytest.raises(UsageError, match=f"^{name} has no preset 'papers'; it has paper"):
+        make(name, preset="papers")
+
+
 def own_loss(attack: PGD, editor: ToyEditor, clean: Tensor, delta: Tensor) -> Tensor:
     """The method's own loss with the same random numbers at every δ, averaged over draws where it is stochastic."""
     draws = 6 if attack.objective.stochastic and attack.name not in ("sifm", "end-to-end") else 1

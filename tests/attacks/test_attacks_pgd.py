@@ -251,6 +251,26 @@ def test_masked_pixels_never_change() -> None:
         advdm(iterations=1).immunize([image], ["a"], editor=ToyEditor(), seeds=[0], masks=[mask[:4]])
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_grey_in_a_mask_is_a_share_of_the_budget_and_does_not_wither(norm: str) -> None:
+    """L∞: |δ| ≤ m·ε, and a pixel that is pushed one way reaches it, however many the iterations."""
+    mask = np.full((8, 8), 128, np.uint8)
+    mask[:, :4] = 255
+    mask[:2] = 0
+    eps = {"linf": 0.1, "l2": 1.0}[norm]
+    attack = PGD(Linear(), PGDSettings(eps=eps, norm=norm, alpha=eps / 10, iterations=60, step="sign"))  # type: ignore[arg-type]
+    result = attack.run([grey()], [""], editor=ToyEditor(), seeds=[0], masks=[PIL.Image.fromarray(mask)])
+    change = result.deltas[0].abs()
+    assert float(change[:, :2].max()) == 0
+    if norm == "linf":
+        torch.testing.assert_close(change[:, 2:, :4], torch.full_like(change[:, 2:, :4], eps), rtol=0, atol=1e-6)
+        half = torch.full_like(change[:, 2:, 4:], eps * 128 / 255)
+        torch.testing.assert_close(change[:, 2:, 4:], half, rtol=0, atol=1e-6)
+    else:
+        assert float(change.norm()) == pytest.approx(eps, rel=1e-4)
+        assert float(change[:, 2:, 4:].min()) > 0
+
+
 def test_progress_reports_every_iteration_and_picture() -> None:
     seen: list[Progress] = []
     attack = photoguard_encoder(iterations=3, batch_size=2, progress=seen.append)

@@ -14,6 +14,7 @@ from torch import Tensor
 from toy import ToyEditor, pictures
 
 from isr.errors import UsageError
+from isr.registry import ATTACKS
 
 PROMPTS = ["make the sky red", "a cat"]
 
@@ -219,6 +220,13 @@ def test_trajectory_passes_the_latents_of_a_clean_edit(prediction: str) -> None:
     found = trajectory(context, steps[[0, 4, 7]], noise.double())
     for z, k in zip(found, (0, 4, 7), strict=True):
         assert torch.allclose(z, walk[k], atol=1e-9)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "flow"])
+def test_timesteps_outside_of_the_schedule_are_refused(prediction: str) -> None:
+    for wrong in ([1001.0], [500, -1], [float("nan")], []):
+        with pytest.raises(UsageError, match=r"timesteps must be numbers from 0 to 1000"):
+            ATTACKS.create("sifm", timesteps=wrong)
 
 
 def test_paths_of_sifm_differ_and_trajectory_reaches_pixels_through_the_condition_only() -> None:

@@ -188,6 +188,37 @@ def test_returned_lists_and_types_are_checked() -> None:
         immunize([smooth()], attack=Arrays())
 
 
+class Inside(Checker):
+    """Changes the very picture it was handed, and hands that back."""
+
+    def immunize(self, images: Any, prompts: Any, *, editor: Any = None, seeds: Any) -> Any:
+        for image in images:
+            image.paste((0, 0, 0), (0, 0, image.width, image.height))
+        return list(images)
+
+
+def test_an_immunizer_that_draws_on_its_input_is_caught() -> None:
+    """Else it would be measured against its own changes: nothing changed, budget kept."""
+    image = smooth()
+    before = image.tobytes()
+    with pytest.raises(BudgetError, match="checker broke its own L∞ budget"):
+        immunize([image], attack=Inside())
+    assert image.tobytes() == before
+    assert immunize([image], attack=Inside(), over_budget="project").measured[0].levels == 7
+    found = immunize([image], attack=Inside(), editor=Plain(32), over_budget="project")
+    assert found.originals[0].tobytes() == before
+
+
+def test_a_budget_that_grows_while_it_is_used_is_refused() -> None:
+    class Growing(Checker):
+        def immunize(self, images: Any, prompts: Any, *, editor: Any = None, seeds: Any) -> Any:
+            self.budget = {"norm": "linf", "eps": 1.0}
+            return super().immunize(images, prompts, editor=editor, seeds=seeds)
+
+    with pytest.raises(BudgetError, match=r"checker declared .*0\.03.* before it ran and .*1\.0.* after"):
+        immunize([smooth()], attack=Growing(levels=60))
+
+
 def test_arguments_are_checked_before_anything_runs(tmp_path: Path) -> None:
     attack = Checker()
     with pytest.raises(UsageError, match="images must be a list of pictures"):
@@ -227,6 +258,15 @@ def test_masks_follow_the_working_size() -> None:
     attack = Masked()
     immunize([smooth((128, 64))], attack=attack, editor=Plain(), masks=[PIL.Image.new("L", (128, 64), 255)])
     assert attack.masks[0].size == (64, 32)
+    # Black in the mask: not one pixel changes, whatever the immunizer does and however far resampling spreads it.
+    mask = PIL.Image.new("L", (128, 64), 0)
+    mask.paste(255, (30, 20, 70, 41))
+    for native in (64, 256):  # carried over from half the size, and made at the size itself
+        photo = smooth((128, 64))
+        (protected,) = immunize([photo], attack=Masked(), editor=Plain(native), masks=[mask])
+        change = np.asarray(protected).astype(int) - np.asarray(photo)
+        assert not change[np.asarray(mask) == 0].any()
+        assert change[np.asarray(mask) == 255].any()
     with pytest.raises(UsageError, match="masks must have the size of their pictures: 128×64, got 10×10"):
         immunize([smooth((128, 64))], attack=attack, editor=Plain(), masks=[PIL.Image.new("L", (10, 10))])
     with pytest.raises(UsageError, match="checker takes no masks"):
@@ -399,6 +439,45 @@ def test_half_written_files_of_a_killed_run_are_swept_up(photos: Path, tmp_path:
     assert not half.exists()
 
 
+def test_photos_are_not_mixed_with_protected_ones(photos: Path, tmp_path: Path, checker: Checker) -> None:
+    """A second run would take the first one's pictures for photos."""
+    with pytest.raises(UsageError, match=r"out .* is one of the folders of photos; give another folder"):
+        immunize_photos([photos], photos / ".", attack="checker", progress=False)
+    assert checker.seen == []
+    (inside,) = immunize_photos([photos / "two.jpg"], photos, attack="checker", progress=False)
+    assert inside["file"] == "two.png"
+
+
+def test_pictures_of_a_folder_that_cannot_be_read_are_named(photos: Path, tmp_path: Path, checker: Checker) -> None:
+    (photos / "phone.HEIC").write_bytes(b"x")
+    (photos / "raw.dng").write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"2 pictures .* are not protected .* phone\.HEIC, raw\.dng"):
+        rows = immunize_photos([photos], tmp_path / "o", attack="checker", progress=False)
+    assert [r["file"] for r in rows] == ["one.png", "two.png"]
+    assert len(checker.seen) == 2
+
+
+def test_a_method_that_lacks_its_editor_says_so_before_anything_is_made(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="sifm looks inside an editing model: give editor="):
+        immunize_photos([photos], tmp_path / "o", attack="sifm", progress=False)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.usefixtures("checker")
+def test_command_says_what_an_earlier_run_had_made(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o"
+    for made in ("2 photos protected", "2 photos protected (2 of them by an earlier run)"):
+        command("immunize", str(photos), "--attack", "checker", "--out", str(out), "--quiet")
+        assert f"{made} in {out}" in capsys.readouterr().out
+    (photos / "x.heic").write_bytes(b"x")
+    command("immunize", str(photos), "--attack", "checker", "--out", str(out), "--quiet")
+    told = capsys.readouterr().err
+    assert told.startswith("isr immunize: 1 picture ")
+    assert "UserWarning" not in told
+
+
 @pytest.mark.usefixtures("checker")
 def test_seeds_follow_the_pixels_not_the_folder(photos: Path, tmp_path: Path) -> None:
     together = immunize_photos([photos], tmp_path / "a", attack="checker", progress=False)
@@ -422,7 +501,7 @@ def test_what_is_wrong_with_photos_and_prompts_is_listed_first(photos: Path, tmp
     with pytest.raises(ProblemsError, match=r"would be written to one\.png as"):
         run(tmp_path / "one.webp")
     with pytest.raises(ProblemsError, match="would be overwritten; give another --out"):
-        immunize_photos([photos], photos, attack="checker", progress=False)
+        immunize_photos([photos / "one.png"], photos, attack="checker", progress=False)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no photos"):
         immunize_photos([tmp_path / "empty"], tmp_path / "o", attack="checker")
@@ -495,9 +574,27 @@ def test_settings_reach_the_attack_by_flag_and_by_set(photos: Path, tmp_path: Pa
         command("immunize", one, "--attack", "noise", "--eot", "--out", str(out))
 
 
+def test_attacks_command_shows_presets_and_defaults_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("attacks", "PhotoGE") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("photoguard-encoder\n")
+    assert "Pulls the image's latent to a target" in printed
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.strip()}
+    assert rows["setting"] == ["paper", "native"]
+    assert rows["iterations"] == ["100", "1000"]
+    assert rows["alpha"] == ["0.00392", "0.01"]
+    assert rows["schedule"] == ["constant", "linear"]
+    assert rows["target"] == ["zeros", "zeros"]
+    assert "--set NAME=VALUE" in printed
+    assert command("attacks", "noise") == 0
+    printed = capsys.readouterr().out
+    assert "kind" in printed
+
+
 def test_attacks_command_lists_names_aliases_and_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("attacks") == 0
     printed = capsys.readouterr().out
+    assert "isr attacks NAME" in printed
     for part in ("sifm ", "photoguard-encoder [photoge]", "semantic [sa]", "noise ", "Shrinks the denoiser's deep"):
         assert part in printed
     assert command("attacks", "sifm") == 0

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .common import Step, add_noise, descend, first_adam_step, gradients, mean_square
+from .common import Step, add_noise, descend, first_adam_step, gradients, mean_square, model_time
 
 
 def paper_step(
@@ -49,8 +49,8 @@ def released_step(
 
     def loss(i: int, x: Tensor) -> Tensor:
         x0 = clean[i : i + 1]
-        anchor = feat(x0, clean_noise[i : i + 1], float(clean_timestep[i])).detach()
-        now = feat(x, noise[i : i + 1], float(timestep[i]))
+        anchor = feat(x0, clean_noise[i : i + 1], model_time(editor, int(clean_timestep[i]))).detach()
+        now = feat(x, noise[i : i + 1], model_time(editor, int(timestep[i])))
         return -mean_square(now, anchor) + weight * mean_square(x, x0)
 
     losses, g = gradients(loss, clean, delta)
