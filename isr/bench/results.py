@@ -217,12 +217,14 @@ class Results:
         return self.frame[keep]
 
     def _bold(self) -> dict[tuple[str, ...], dict[str, Any]]:
-        """The bold rule within each family: one table, source → target, prompt kind and purifier."""
+        """The bold rule within each family: the methods of one table, source → target, prompt kind and purifier. Random noise
+        is what methods are held against, not one of them: it is in no family and never bold."""
         found: dict[tuple[str, ...], dict[str, Any]] = {}
         family = ["table", "source", "target", "purifier", "prompt_kind"]
         if self.report is None or self.frame.empty or self.frame["image_id"].isna().any():
             return found
-        for key, cases in self.frame.groupby(family, sort=False):
+        methods = self.frame[self.frame["arm"] == "immunized"]
+        for key, cases in methods.groupby(family, sort=False):
             if cases["method"].nunique() < 2:
                 continue
             rates = isr_table(cases, ("method",))

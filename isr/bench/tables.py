@@ -151,7 +151,8 @@ def _notes(results: Results) -> list[str]:
         notes.append(
             "ISR, interval (95 %, over images), bounds (whatever the missing verdicts were), band (strict to any), control (the "
             "same editor, prompt and seed without protection) in per cent; excess in points, on complete pairs. Bold: not "
-            "significantly below the best (Holm within the table's prompt kind)."
+            "significantly below the best of the methods (Holm over their pairs within the table's prompt kind; noise, the "
+            "reference arm, is none of them)."
         )
         notes.append(f"{results.report.title}. Judges: {', '.join(results.report.judges)}.")
         notes += [w for w in results.report.warnings if "control rate" in w or "undetermined" in w]

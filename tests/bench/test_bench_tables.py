@@ -153,3 +153,19 @@ def test_tables_of_a_run(tmp_path: Path) -> None:
     page = (tmp_path / "tables" / "tables.html").read_text()
     assert "Content-Security-Policy" in page
     assert "<script" not in page
+
+
+def test_noise_is_held_against_the_methods_and_is_none_of_them() -> None:
+    # 40 images, one prompt: a succeeds on 32, b on the first 20 of these, noise on all 40.
+    wins = {"a": 32, "b": 20, "noise": 40}
+    rows = [
+        {"table": "main", "source": "e", "target": "e", "purifier": "none", "method": m, "prompt_kind": "original", "image_id": f"i{i}",
+         "prompt": "p", "redraw": 0, "arm": "noise" if m == "noise" else "immunized", "outcome": "success" if i < n else "failure"}
+        for m, n in wins.items() for i in range(40)
+    ]  # fmt: skip
+    fake = SimpleNamespace(report=object(), frame=pd.DataFrame(rows), n_boot=500)
+    found = {key[4]: told for key, told in Results._bold(cast(Results, fake)).items()}
+    assert set(found) == {"a", "b"}
+    assert found["a"] == {"bold": True, "p_below_best": None}
+    # One pair, so Holm leaves McNemar's mid-p as it is: 12 images for a alone, none for b alone, 2 · (1/2) · 2^-12.
+    assert found["b"] == {"bold": False, "p_below_best": pytest.approx(2.0**-12)}
