@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import IntegrityError, UsageError
-from ..images import as_image
+from ..images import ImageRef, as_image
 from ..lock import package_versions
 from .dataset import Item
 from .engine import Engine, Failed, StepError
@@ -20,7 +20,7 @@ from .plan import Plan, planned_counts
 from .schedule import Scheduler
 from .work import Batch, Done
 
-__all__ = ["LAYOUT", "Making", "WorkerTime", "begin", "folder_of", "make_pictures", "same_editors"]
+__all__ = ["LAYOUT", "Making", "WorkerTime", "begin", "folder_of", "make_pictures", "picture_reader", "same_editors"]
 
 LAYOUT = 1
 
@@ -196,6 +196,34 @@ class _Keeper:
             self.waiting.clear()
 
 
+def picture_reader(
+    files: ExperimentFiles, rows: Mapping[str, StepRow], originals: Mapping[str, ImageRef]
+) -> Callable[[str], bytes]:
+    """What reads a step's input by its name: PNG of an original or of an earlier step's picture, hashed again; a text's UTF-8.
+
+    Raises (when called):
+        IntegrityError: a stored picture is missing or is not what its name says.
+    """
+
+    def png(name: str) -> bytes:
+        kind, _, key = name.partition(":")
+        if kind == "text":
+            return key.encode("utf-8")
+        digest = key if kind == "picture" else str(rows[key].digest)
+        if digest in originals:
+            return originals[digest].png()
+        stored = files.run.image_bytes(digest)
+        if stored is None:
+            raise IntegrityError(
+                f"{files.folder}: the picture {digest[:12]}… of a finished step is missing; unpack the run again"
+            )
+        if as_image(stored, name=digest).digest != digest:
+            raise IntegrityError(f"{files.run.image_path(digest)}: its pixels are not those of its name")
+        return stored
+
+    return png
+
+
 def make_pictures(
     plan: Plan,
     files: ExperimentFiles,
@@ -223,22 +251,7 @@ def make_pictures(
         return report
     clock = _Clock()
 
-    def png(name: str) -> bytes:
-        kind, _, key = name.partition(":")
-        if kind == "text":
-            return key.encode("utf-8")
-        digest = key if kind == "picture" else str(keeper.rows[key].digest)
-        if digest in pictures:
-            return pictures[digest].png()
-        stored = files.run.image_bytes(digest)
-        if stored is None:
-            raise IntegrityError(
-                f"{files.folder}: the picture {digest[:12]}… of a finished step is missing; unpack the run again"
-            )
-        if as_image(stored, name=digest).digest != digest:
-            raise IntegrityError(f"{files.run.image_path(digest)}: its pixels are not those of its name")
-        return stored
-
+    png = picture_reader(files, keeper.rows, pictures)
     under_way = 0
     stopping = False
     with engine:

@@ -26,7 +26,7 @@ from ..schema import Record
 from ..store import RunFiles, is_digest, write_atomic
 from .plan import Kind
 
-__all__ = ["ExperimentFiles", "StepRow"]
+__all__ = ["ExperimentFiles", "StepRow", "filled"]
 
 
 class StepRow(Record):
@@ -108,18 +108,38 @@ class ExperimentFiles:
     # -------------------------------------------------------------------------------------------------- steps
 
     def steps(self) -> dict[str, StepRow]:
-        """Finished steps by key; the first row of a key stands."""
+        """Finished steps by key; the first row of a key stands. What a measurement lacked, a later row of it fills in."""
         found: dict[str, StepRow] = {}
         for row in self.run._rows("steps.jsonl", StepRow):
             for digest in (row.digest, row.purified):
                 if digest is not None and not is_digest(digest):
                     raise IntegrityError(f"{self.folder}/steps.jsonl: {digest!r} is not a digest (64 hex digits)")
-            found.setdefault(row.key, row)
+            held = found.setdefault(row.key, row)
+            if held is not row:
+                found[row.key] = filled(held, row)
         return found
 
     def append_steps(self, rows: Sequence[StepRow]) -> None:
         """Pictures must be there already: a row is what marks a step as done."""
         self.run.append("steps.jsonl", rows)
+
+
+def filled(row: StepRow, later: StepRow) -> StepRow:
+    """A measurement with what it lacked (docs/benchmark.md), from another one of the same step; any other row as it is."""
+    if row.kind != "measure":
+        return row
+    have, more = row.result.get("metrics", {}), later.result.get("metrics", {})
+    new = {name: m for name, m in more.items() if _settled(m) > _settled(have.get(name))}
+    return row.model_copy(update={"result": {**row.result, "metrics": {**have, **new}}}) if new else row
+
+
+def _settled(value: Mapping[str, Any] | None) -> int:
+    """How final a stored value is: absent, lacking weights, known not to exist, a number."""
+    if value is None:
+        return 0
+    if value.get("value") is not None:
+        return 3
+    return 1 if value.get("lacking") is True else 2
 
 
 def _try_lock(handle: int) -> bool:

@@ -12,7 +12,7 @@ from ..merging import merge as merge_judged
 from .dataset import stored_items
 from .driver import LAYOUT, same_editors
 from .experiment import Experiment, canonical_json
-from .files import ExperimentFiles, StepRow
+from .files import ExperimentFiles, StepRow, filled
 from .plan import planned_counts
 
 __all__ = ["merge_experiments"]
@@ -57,7 +57,7 @@ def merge_experiments(runs: Sequence[str | Path], out: str | Path, *, images: bo
             held = rows.setdefault(key, row)
             if row.kind == "measure":
                 # Of the same pictures (or prompts): machines differ in last bits, and in which weights they have.
-                rows[key] = row if _missing(row) < _missing(held) else held
+                rows[key] = filled(held, row)
             elif (held.digest, held.purified) != (row.digest, row.purified):
                 raise UsageError(
                     f"merge: the step {row.kind} {key[:12]} has another result in {run} than in an earlier run (another machine may "
@@ -80,10 +80,6 @@ def merge_experiments(runs: Sequence[str | Path], out: str | Path, *, images: bo
     # Last, because it is what makes the folder an experiment's run.
     target.write_record("experiment.json", {**infos[0], "plan": counts, "history": history, "shard": None})
     return target.folder
-
-
-def _missing(row: StepRow) -> int:
-    return sum(m["value"] is None for m in row.result.get("metrics", {}).values())
 
 
 def _copy_pictures(part: ExperimentFiles, target: ExperimentFiles) -> None:

@@ -263,7 +263,11 @@ class Results:
         for name in self.experiment.metrics:
             whole = self._sets.get(frozenset(steps), {}).get(name)
             if whole is not None:
-                out[name], out[f"{name}_n"], out[f"{name}_reason"] = whole["value"], len(set(steps)), whole["reason"]
+                out[name], out[f"{name}_n"], out[f"{name}_reason"] = (
+                    whole["value"],
+                    len(set(steps)),
+                    whole.get("reason", ""),
+                )
                 continue
             value, n, reason = mean_of([self.measured.get(s, {}).get(name) for s in steps])
             out[name], out[f"{name}_n"], out[f"{name}_reason"] = value, n, reason

@@ -32,16 +32,19 @@ def told(measure: str, convention: str = "") -> str:
     return f"{measure}: {convention or 'cosine of the two prompts under CLIP'}"
 
 
-def clip_text(a: Sequence[str], b: Sequence[str], model: str | Path | None = None) -> dict[str, Any]:
+def clip_text(
+    a: Sequence[str], b: Sequence[str], model: str | Path | None = None, *, loaded: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Cosine of CLIP's projected text embeddings, pair by pair, in [-1, 1] (Radford et al. 2021, Sec. 2).
 
     The weights must lie in the user's Hugging Face cache; nothing is downloaded.
 
     Args:
-        a, b: texts. model: name or folder of another CLIP (safetensors).
+        a, b: texts. model: name or folder of another CLIP (safetensors). loaded: keeps the network between calls, as for
+            `isr.metrics.compute`.
 
     Returns:
-        `values` (one per pair, None where the weights are missing), `reason`, `convention`.
+        `values` (one per pair, None where the weights are missing), `reason`, `lacking` (as of `NotAvailable`), `convention`.
 
     Raises:
         MissingExtraError: torch is not installed.
@@ -54,10 +57,13 @@ def clip_text(a: Sequence[str], b: Sequence[str], model: str | Path | None = Non
     except ImportError as error:
         raise missing_extra("Similarity of prompts by CLIP", "attacks", "torch") from error
     name = CLIP_MODEL if model is None else model
-    scorer = load_clip(name)
+    held = {} if loaded is None else loaded
+    scorer = held.get("clip") or load_clip(name)
+    if not isinstance(scorer, NotAvailable):
+        held["clip"] = scorer
     convention = f"cosine of the projected text embeddings of {scorer.name if not isinstance(scorer, NotAvailable) else name}; text cut at the model's length"
     if isinstance(scorer, NotAvailable):
-        return {"values": [None] * len(a), "reason": scorer.reason, "convention": convention}
+        return {"values": [None] * len(a), "reason": scorer.reason, "lacking": scorer.lacking, "convention": convention}
     every = list(dict.fromkeys([*a, *b]))
     with torch.no_grad():
         tokens = scorer.tokenizer(every, padding=True, truncation=True, return_tensors="pt")
@@ -67,4 +73,4 @@ def clip_text(a: Sequence[str], b: Sequence[str], model: str | Path | None = Non
         rows = torch.nn.functional.normalize(scorer.model.text_projection(pooled), dim=-1)
     place = {text: i for i, text in enumerate(every)}
     values = [float(rows[place[x]] @ rows[place[y]]) for x, y in zip(a, b, strict=True)]
-    return {"values": values, "reason": "", "convention": convention}
+    return {"values": values, "reason": "", "lacking": False, "convention": convention}

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
@@ -27,6 +27,9 @@ from .experiment import canonical_json
 from .files import StepRow
 from .plan import Step
 from .plugins import import_user_plugins
+
+if TYPE_CHECKING:
+    from ..metrics import MetricResult
 
 __all__ = ["THREADS", "Batch", "Done", "Worker", "one_thread"]
 
@@ -83,6 +86,7 @@ class Worker:
         self.name = name
         self._editors: dict[bytes, Editor] = {}
         self._purifiers: dict[bytes, Any] = {}
+        self._networks: dict[str, Any] = {}
         self._loading = 0.0
         import_user_plugins()
 
@@ -205,42 +209,34 @@ class Worker:
                 [pairs[i][0] for i in good],
                 [pairs[i][1] for i in good],
                 prompts=[str(batch.steps[i].prompt) for i in good],
+                loaded=self._networks,
             )
             for name, found in results.items():
-                told = found.to_json()
                 for place, i in enumerate(good):
-                    value = told["values"][place]
-                    out[i][name] = {"value": value, **({"reason": found.reason} if value is None else {})}
-                    out[i][name] |= {"convention": found.convention, "higher_is_closer": found.higher_is_better}
+                    out[i][name] = _measured(found, place)
         return [(None, None, {"metrics": one}) for one in out]
 
-    @staticmethod
-    def _measure_prompts(batch: Batch) -> list[_Made]:
+    def _measure_prompts(self, batch: Batch) -> list[_Made]:
         from .similarity import clip_text
 
-        found = clip_text([p[0].decode("utf-8") for p in batch.pictures], [str(s.prompt) for s in batch.steps])
+        found = clip_text(
+            [p[0].decode("utf-8") for p in batch.pictures], [str(s.prompt) for s in batch.steps], loaded=self._networks
+        )
+        missing = {"reason": found["reason"], "lacking": found["lacking"]}
         return [
             (None, None, {"metrics": {"clip-text": {
-                "value": v, **({"reason": found["reason"]} if v is None else {}), "convention": found["convention"],
-                "higher_is_closer": True,
+                "value": v, **(missing if v is None else {}), "convention": found["convention"], "higher_is_closer": True,
             }}})
             for v in found["values"]
         ]  # fmt: skip
 
-    @staticmethod
-    def _measure_set(names: list[str], pictures: Sequence[bytes]) -> _Made:
+    def _measure_set(self, names: list[str], pictures: Sequence[bytes]) -> _Made:
         from ..metrics import compute
 
         half = len(pictures) // 2
-        results = compute(names, [_open(p) for p in pictures[:half]], [_open(p) for p in pictures[half:]])
-        told = {
-            name: {
-                "value": found.to_json()["values"][0], "reason": found.reason, "convention": found.convention,
-                "higher_is_closer": found.higher_is_better,
-            }
-            for name, found in results.items()
-        }  # fmt: skip
-        return None, None, {"metrics": told}
+        a, b = [_open(p) for p in pictures[:half]], [_open(p) for p in pictures[half:]]
+        results = compute(names, a, b, loaded=self._networks)
+        return None, None, {"metrics": {name: _measured(found, 0) for name, found in results.items()}}
 
     # ------------------------------------------------------------------------------------------------- plugins
 
@@ -284,6 +280,16 @@ def _keep(image: PIL.Image.Image | None, pictures: dict[str, bytes]) -> str | No
     ref = as_image(image, name="result")
     pictures.setdefault(ref.digest, ref.png())
     return ref.digest
+
+
+def _measured(found: MetricResult, place: int) -> dict[str, Any]:
+    """One value of a metric as a row keeps it; where there is none, why, and whether it can be there another time."""
+    value = found.to_json()["values"][place]
+    told: dict[str, Any] = {"value": value, "convention": found.convention, "higher_is_closer": found.higher_is_better}
+    if value is None:
+        missing: Any = found.values[place]
+        told |= {"reason": missing.reason, "lacking": missing.lacking}
+    return told
 
 
 def _checked(

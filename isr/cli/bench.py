@@ -42,6 +42,9 @@ def register(commands: Subparsers) -> None:
     )
     run.add_argument("--no-cache", action="store_true", help="keep replies in the run only")
     run.add_argument("--retry-no-verdicts", action="store_true", help="ask again wherever there is no verdict")
+    run.add_argument(
+        "--retry-missing", action="store_true", help="measure metrics again that were n/a because weights were missing"
+    )
     run.add_argument("--quiet", action="store_true", help="no progress")
     run.set_defaults(run=_run)
 
@@ -116,6 +119,7 @@ def _run(options: argparse.Namespace) -> int:
     from ..bench.judging import experiment_judges, judge_open, judge_run
     from ..bench.plan import make_plan
     from ..bench.plugins import import_user_plugins
+    from ..bench.remeasure import lacking_text, retry_missing
     from ..bench.results import Results
     from ..bench.tables import write_tables
     from ..errors import IsrError
@@ -149,6 +153,10 @@ def _run(options: argparse.Namespace) -> int:
             f"{made.done} steps done, {made.skipped} were there"
             + (f", {made.differing} differ from before" if made.differing else "")
         )
+        if options.retry_missing:
+            print(retry_missing(plan, files, engine).text())
+        elif told := lacking_text(plan, files.steps()):
+            print(told)
         if wants_judges:
             again = judge_open(plan, files, asked, cache=cache, every=options.retry_no_verdicts)
             with _Bar("cases", None, options.quiet) as bar:

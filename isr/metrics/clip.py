@@ -69,13 +69,15 @@ def load_clip(model: str | Path = CLIP_MODEL) -> ClipScore | NotAvailable:
         from transformers import AutoTokenizer, CLIPModel
     except ImportError as error:
         return NotAvailable(
-            f"the CLIP score needs transformers: pip install 'immunization-success-rate[attacks]' ({error})"
+            f"the CLIP score needs transformers: pip install 'immunization-success-rate[attacks]' ({error})",
+            lacking=True,
         )
     try:
         loaded = CLIPModel.from_pretrained(str(model), local_files_only=True, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
     except (OSError, ValueError):
         return NotAvailable(
-            f"{model} is not in the Hugging Face cache as safetensors; fetch it once with: hf download {model}"
+            f"{model} is not in the Hugging Face cache as safetensors; fetch it once with: hf download {model}",
+            lacking=True,
         )
     return ClipScore(loaded, tokenizer, str(model))

@@ -106,6 +106,7 @@ def compute(
     prompts: Sequence[str] | None = None,
     data_range: float = 1.0,
     models: Mapping[str, Any] | None = None,
+    loaded: dict[str, Any] | None = None,
 ) -> dict[str, MetricResult]:
     """Metrics of pictures a against pictures b, pair by pair.
 
@@ -119,6 +120,7 @@ def compute(
         data_range: of tensors, 1.0 or 255; pictures have their own.
         models: networks to use instead of those in the user's caches, by key: "lpips", "lpips-vgg" (a, b → (B,)),
             "clip" (x, prompts → (B,)), "inception" (x → features (B, D)), all on RGB in [0, 1]. A result then says so.
+        loaded: keeps the networks that are read from the caches; hand the same dict to further calls and each is read once.
 
     Returns:
         One result per name, in order. Where weights are missing, a picture is too small or a formula is 0/0, the value is
@@ -139,7 +141,8 @@ def compute(
     unknown = set(given) - {m.model for m in METRICS.values() if m.model}
     if unknown:
         raise UsageError(f"models has unknown keys {sorted(unknown)}; there are lpips, lpips-vgg, clip, inception")
-    loaded: dict[str, Any] = {}
+    held = {} if loaded is None else loaded
+    missing: dict[str, NotAvailable] = {}
     features: list[Tensor] = []
     results: dict[str, MetricResult] = {}
     for name in names:
@@ -154,9 +157,13 @@ def compute(
         else:
             model = given.get(metric.model)
             if model is None:
-                if metric.model not in loaded and metric.load is not None:
-                    loaded[metric.model] = metric.load()
-                model = loaded[metric.model]
+                if metric.load is not None and metric.model not in held and metric.model not in missing:
+                    found = metric.load()
+                    if isinstance(found, NotAvailable):
+                        missing[metric.model] = found
+                    else:
+                        held[metric.model] = found
+                model = missing.get(metric.model, held.get(metric.model))
             values = _learned(metric, model, pairs, prompts=prompts, data_range=data_range, features=features)
         results[name] = MetricResult(name, values, convention, metric.higher_is_better, metric.per)
     return results

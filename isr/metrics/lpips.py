@@ -102,11 +102,12 @@ def load_lpips(net: Net = "alex") -> LPIPS | NotAvailable:
     package = find_spec("torchmetrics")
     if package is None or package.origin is None:
         return NotAvailable(
-            "LPIPS takes its linear heads from torchmetrics: pip install 'immunization-success-rate[metrics]'"
+            "LPIPS takes its linear heads from torchmetrics: pip install 'immunization-success-rate[metrics]'",
+            lacking=True,
         )
     heads = Path(package.origin).parent / "functional" / "image" / "lpips_models" / f"{net}.pth"
     if not heads.is_file():
-        return NotAvailable(f"the installed torchmetrics holds no LPIPS heads at {heads.name}")
+        return NotAvailable(f"the installed torchmetrics holds no LPIPS heads at {heads.name}", lacking=True)
     path = find_hub_file(_FILES[net], _SOURCE)
     if isinstance(path, NotAvailable):
         return path

@@ -11,9 +11,15 @@ __all__ = ["MetricResult", "NotAvailable"]
 
 @dataclass(frozen=True)
 class NotAvailable:
-    """A value that does not exist, with the reason. Prints as "n/a" and refuses to become a number or a truth value."""
+    """A value that does not exist, with the reason. Prints as "n/a" and refuses to become a number or a truth value.
+
+    Attributes:
+        lacking: weights or a package are missing on this machine, so the same call can have a value another time. False: the
+            picture itself has none (too small, 0/0).
+    """
 
     reason: str
+    lacking: bool = False
 
     def _refuse(self) -> Any:
         raise TypeError(

@@ -21,7 +21,8 @@ def find_hub_file(name: str, source: str) -> Path | NotAvailable:
     if path.is_file():
         return path
     return NotAvailable(
-        f"the weights {name} are not in torch's hub cache (folder checkpoints of torch.hub.get_dir()); put the file there once ({source})"
+        f"the weights {name} are not in torch's hub cache (folder checkpoints of torch.hub.get_dir()); put the file there once ({source})",
+        lacking=True,
     )
 
 
