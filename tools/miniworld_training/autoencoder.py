@@ -69,8 +69,11 @@ def _slopes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _difference(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    edges = sum(((a - b).abs().mean() for a, b in zip(_slopes(y), _slopes(x), strict=True)), y.new_zeros(()))
-    total: torch.Tensor = (y - x).abs().mean() + 0.8 * edges + 0.5 * ((y - x) ** 2).mean()
+    """Mostly squared: half of all squared error sits in a hundredth of the pixels (eyes, strokes, rings), which absolute
+    differences lose among the grain."""
+    total = 0.15 * (y - x).abs().mean() + 10 * ((y - x) ** 2).mean()
+    for a, b in zip(_slopes(y), _slopes(x), strict=True):
+        total = total + 0.15 * (a - b).abs().mean() + 3 * ((a - b) ** 2).mean()
     return total
 
 
