@@ -1,18 +1,24 @@
 """Effect of every attack on MiniWorld: excess over the control arm with intervals, ε curves, and SIFM's reductions decided.
 
+    python benchmarks/bench_attacks_effect.py --plan                        how long it will take here; makes nothing
     python benchmarks/bench_attacks_effect.py                               make and judge: mini-ip2p, 50 pictures, every method
     python benchmarks/bench_attacks_effect.py --make --device cuda          only the pictures and their edits, all 50 at once
     python benchmarks/bench_attacks_effect.py --judge                       only the judging, of what there is; as often as wanted
     python benchmarks/bench_attacks_effect.py --make --methods noise,sifm --epsilons 0.03,0.06 --images 10
     python benchmarks/bench_attacks_effect.py --editor mini-sd3-instruct --images 25
 
+Every method is made at ε 0.03 and at the working ε; noise, end-to-end and SIFM along the whole curve (--epsilons: these ε for
+all methods instead). Judging finds the working ε, so the whole run makes, judges, makes what is left, and judges again; --make by
+itself takes the working ε from the last --judge, and leaves that part out before there was one.
+
 Making needs an editor, torch and diffusers, and no client package; each arm (a method at an ε) becomes one small file in
 out/attacks_effect/<editor>/, and a run that was stopped goes on with the next picture (--limit ends it in time). Judging
 needs those files and the referees, runs on the CPU, and may be repeated whenever the referees change.
 
 Design split, original prompt, both referees, strict consensus; every edit with the same seed on the unprotected picture
-(control) and with random signs of the same ε (noise). Working ε: the smallest at which `end-to-end` (an upper bound, not
-SIFM) reaches an excess of 60 points, else the largest of the curve; 0.03 is always shown beside it. Figures are of 64×64
+(control) and with random signs of the same ε (noise); guidance, steps and the like are the editor's own defaults. Working ε: the
+smallest of 0.03, 0.045, 0.06, 0.09, 0.12 at which `end-to-end` (an upper bound, not SIFM) reaches an excess of 60 points; where
+none does, 0.12. It stays open while a smaller one is not judged. 0.03 is always shown beside it. Figures are of 64×64
 procedural scenes and trained referees: orderings need not carry over.
 """
 
@@ -42,6 +48,8 @@ REDUCTIONS = ("paper", "mean_sum", "mean_mean")
 REDUCTION_IMAGES = 10
 #: What decides, first; what costs most, last.
 FIRST, LAST = ("noise", "end-to-end", "sifm"), ("semantic", "editshield", "photoguard-diffusion")
+CURVE = FIRST  # at every ε
+PROBE = 3  # iterations of a timing, beside one of one iteration
 CONTROL = Arm("control")
 COUNTS = ("n", "n_pairs", "ok_ok", "broken", "mended", "defeated_defeated", "pairs_undetermined", "control_missing")
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +68,31 @@ def arm_of(attack: str, eps: float, label: str = "", **settings: Any) -> Arm:
 def method_names() -> list[str]:
     names = [p.name for p in ATTACKS.list() if p.name not in (*FIRST, *LAST)]
     return [*FIRST, *names, *LAST]
+
+
+def arms_of(options: argparse.Namespace, working: float | None) -> list[Arm]:
+    """Every method at the ε asked for; where none are, the curve of some, then the rest at 0.03, then at the working ε."""
+
+    def at(name: str, eps: float) -> Arm:
+        return arm_of(name, eps, **({} if name == "noise" else {"iterations": options.iterations}))
+
+    if options.epsilons:
+        return [at(name, eps) for name in options.methods for eps in options.epsilons]
+    rest = [name for name in options.methods if name not in CURVE]
+    arms = [at(name, eps) for name in CURVE if name in options.methods for eps in EPS]
+    arms += [at(name, EPS[0]) for name in rest]
+    if working is not None and working != EPS[0]:
+        arms += [at(name, working) for name in rest]
+    return arms
+
+
+def judged_working_eps(folder: Path, images: int) -> float | None:
+    """The working ε that the last judging of as many pictures found."""
+    path = folder / "results.json"
+    if not path.is_file() or (found := read(path))["n_images"] != images:
+        return None
+    eps: float | None = found["working_eps"]
+    return eps
 
 
 def reduction_arms(iterations: int) -> dict[tuple[str, float | str], Arm]:
@@ -164,10 +197,7 @@ def make(options: argparse.Namespace, editor: Any = None) -> bool:
         made, world, store, batch=batch, rows=options.rows or (64 if on_cpu else 1024),
         deadline=begun + options.limit if options.limit else math.inf,
     )  # fmt: skip
-    arms = [
-        arm_of(name, eps, **({} if name == "noise" else {"iterations": options.iterations}))
-        for name in options.methods for eps in options.epsilons
-    ]  # fmt: skip
+    working = judged_working_eps(store.folder, options.images)
     done = maker.make(CONTROL)
     if options.reductions and done:
         several = reduction_arms(options.iterations)
@@ -175,7 +205,9 @@ def make(options: argparse.Namespace, editor: Any = None) -> bool:
         done = all(maker.make(arm, first) for arm in several.values())
         if done:
             write(store.folder / "reductions.json", maker.reductions(several, first))
-    done = done and all(maker.make(arm) for arm in arms)
+    done = done and all(maker.make(arm) for arm in arms_of(options, working))
+    if done and working is None and not options.epsilons and set(options.methods) - set(CURVE):
+        say("the working ε is not known yet; after --judge, --make makes the other methods at it")
     say(f"{'all made' if done else 'time is up; run again to go on'}, {time.monotonic() - begun:.0f} s")
     return done
 
@@ -190,6 +222,100 @@ def mark_editor(folder: Path, editor: Any) -> None:
     if path.is_file() and json.loads(path.read_text("utf-8"))["mark"] != mark:
         raise SystemExit(f"{folder} holds runs of another editor, other weights or other settings; give another --out")
     write(path, {"mark": mark, "device": str(editor.device), "editor": recorded})
+
+
+# ----------------------------------------------------------------------------------------------------------- planning
+
+
+def plan(options: argparse.Namespace, editor: Any = None) -> dict[str, Any]:
+    """What is missing, and the seconds that making it takes here: of earlier arms of the method, else timed on one batch."""
+    import torch
+
+    from isr.immunization import make_editor
+
+    world = miniworld(n=options.images, split="design")
+    store = store_of(options, world)
+    made = editor or make_editor(options.editor, device=options.device, batch_size=options.batch or options.images)
+    batch = options.batch or (min(10, options.images) if made.device.type == "cpu" else options.images)
+    timing = Timing(made, world, store, batch=batch, rows=options.rows or (64 if made.device.type == "cpu" else 1024))
+    working = judged_working_eps(store.folder, options.images)
+    wanted = [(CONTROL, options.images, CONTROL.name)]
+    wanted += [(arm, options.images, arm.name) for arm in arms_of(options, working)]
+    if working is None and not options.epsilons:
+        others = [name for name in options.methods if name not in CURVE]
+        wanted += [(arm_of(n, EPS[-1], iterations=options.iterations), options.images, f"{n}@working") for n in others]
+    if options.reductions:
+        first = min(REDUCTION_IMAGES, options.images)
+        wanted += [(arm, first, arm.name) for arm in reduction_arms(options.iterations).values()]
+    rows: list[dict[str, Any]] = []
+    for arm, count, name in wanted:
+        lacking = set(store.originals if name.endswith("@working") else store.missing(arm))
+        missing = sum(i in lacking for i in list(store.originals)[:count])
+        each, measured = timing.of(arm) if missing else (0.0, "")
+        rows.append({"arm": name, "missing": missing, "seconds": missing * each, "measured": measured})
+        say(f"{name}: {missing} pictures, {missing * each:.0f} s")
+    total = sum(row["seconds"] for row in rows)
+    where = f"{made.device.type}, {torch.get_num_threads()} threads, batches of {batch}"
+    say(
+        f"{total / 3600:.1f} hours ({total:.0f} s) of making on {where}, as busy as this machine is now; judging comes on top"
+    )
+    return {"editor": made.name, "where": where, "seconds": total, "arms": rows}
+
+
+class Timing:
+    """Seconds per picture of an arm, protecting and editing."""
+
+    def __init__(self, editor: Any, world: Any, store: Store, *, batch: int, rows: int) -> None:
+        self.editor, self.items, self.store, self.batch, self.rows = editor, list(world)[:batch], store, batch, rows
+        self.probed: dict[str, float] = {}
+        self.earlier: dict[tuple[str, Any], float] = {}
+        self.edit: float | None = None
+        for arm in store.arms():
+            found = needed(store.load(arm))
+            self.edit = found.seconds_edit or self.edit
+            if found.seconds_protect is not None:
+                self.earlier[arm.attack, arm.settings.get("iterations")] = found.seconds_protect
+
+    def of(self, arm: Arm) -> tuple[float, str]:
+        """(seconds per picture, "earlier" or "now")."""
+        edit = self._edit()
+        if arm.attack == "control":
+            return edit, "now"
+        held = self.earlier.get((arm.attack, arm.settings.get("iterations")))
+        if held is not None:
+            return held + edit, "earlier"
+        if arm.attack not in self.probed:
+            self.probed[arm.attack] = self._protect(arm)
+        return self.probed[arm.attack] + edit, "now"
+
+    def _edit(self) -> float:
+        if self.edit is None:
+            begun = time.perf_counter()
+            self.editor.edit(
+                [i.image for i in self.items], [i.prompt for i in self.items], seeds=range(len(self.items))
+            )
+            self.edit = (time.perf_counter() - begun) / len(self.items)
+        return self.edit
+
+    def _protect(self, arm: Arm) -> float:
+        """One batch at 1 and at PROBE iterations: what each further one takes, and what comes before the first."""
+        if arm.attack == "noise":
+            return self._run(arm, {})
+        self._run(arm, {"iterations": 1})  # whatever is loaded or compiled at the first use
+        one, several = (self._run(arm, {"iterations": n}) for n in (1, PROBE))
+        each = max(0.0, several - one) / (PROBE - 1)
+        return max(0.0, one - each) + each * int(arm.settings["iterations"])
+
+    def _run(self, arm: Arm, changes: Mapping[str, Any]) -> float:
+        from isr.immunization import immunize
+
+        more = {} if arm.attack == "noise" else {"batch_size": self.batch, "rows": self.rows}
+        begun = time.perf_counter()
+        immunize(
+            [i.image for i in self.items], [i.prompt for i in self.items], attack=arm.attack, editor=self.editor,
+            seeds=list(range(len(self.items))), **more, **{**arm.settings, **changes},
+        )  # fmt: skip
+        return (time.perf_counter() - begun) / len(self.items)
 
 
 # ------------------------------------------------------------------------------------------------------------ judging
@@ -261,12 +387,18 @@ def row_of(arm: Arm, made: Made, control: Made, store: Store) -> dict[str, Any]:
 
 
 def working_eps(rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, bool]:
-    """The smallest ε at which end-to-end reaches the target, else the largest there is, and whether any does."""
-    curve = sorted((row["eps"], row["excess"]) for row in rows if row["attack"] == "end-to-end")
-    for eps, excess in curve:
-        if excess is not None and excess >= TARGET_EXCESS:
+    """The smallest of EPS at which end-to-end reaches the target, else the largest; and whether any does.
+
+    None while it is open: nothing is the smallest as long as a smaller one has no figure.
+    """
+    curve = {row["eps"]: row["excess"] for row in rows if row["attack"] == "end-to-end"}
+    for eps in EPS:
+        excess = curve.get(eps)
+        if excess is None:
+            return None, False
+        if excess >= TARGET_EXCESS - 1e-9:  # shares of 50 pictures: 0.94 − 0.34 is a little less than 0.6
             return eps, True
-    return (curve[-1][0] if curve else None), False
+    return EPS[-1], False
 
 
 # ------------------------------------------------------------------------------------------------------------- shared
@@ -323,11 +455,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--make", action="store_true", help="make pictures and edits (default: make, then judge)")
     parser.add_argument("--judge", action="store_true", help="judge what was made, and print the results as JSON")
+    parser.add_argument("--plan", action="store_true", help="only print how long making takes here, as JSON at the end")
     parser.add_argument("--editor", default="mini-ip2p", help="a registered name or a folder")
     parser.add_argument("--device", help="cpu, cuda, …; default: CUDA where there is one")
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--methods", help="comma-separated; default: every registered attack")
-    parser.add_argument("--epsilons", default=",".join(map(str, EPS)), help="comma-separated, on [0, 1] pixels")
+    parser.add_argument(
+        "--epsilons",
+        help="comma-separated, on [0, 1] pixels, for every method; default: 0.03 and the working ε, and "
+        f"{', '.join(map(str, EPS))} for {', '.join(CURVE)}",
+    )
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--no-reductions", dest="reductions", action="store_false", help="leave SIFM's reductions out")
     parser.add_argument("--batch", type=int, help="pictures at once; default: 10 on the CPU, else all")
@@ -339,7 +476,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options.methods = method_names() if options.methods is None else options.methods.split(",")
     if options.methods == [""]:
         options.methods = []
-    options.epsilons = [float(e) for e in options.epsilons.split(",")]
+    options.epsilons = [float(e) for e in options.epsilons.split(",")] if options.epsilons else []
     options.judges = options.judges.split(",")
     for name in options.methods:
         ATTACKS.resolve(name)
@@ -351,10 +488,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None, *, editor: Any = None, judges: Any = None) -> int:
     """`editor` and `judges` replace the named ones (for trying the script out)."""
     options = parse(argv)
+    if options.plan:
+        print(json.dumps(plan(options, editor)))
+        return 0
     both = options.make == options.judge
-    if options.make or both:
-        done = make(options, editor)
-        if not done:
+    if (options.make or both) and not make(options, editor):
+        return 3
+    if both and not options.epsilons:
+        judge(options, judges)  # finds the working ε, at which the rest is made
+        if not make(options, editor):
             return 3
     if options.judge or both:
         print(json.dumps(judge(options, judges)))

@@ -118,14 +118,78 @@ def test_make_goes_on_and_judge_may_be_repeated(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("excesses", "expected"),
     [
-        ({0.03: 0.1, 0.06: 0.6, 0.12: 0.9}, (0.06, True)),  # the smallest that reaches 60 points
-        ({0.03: 0.1, 0.06: 0.59, 0.12: None}, (0.12, False)),  # none does: the largest
-        ({}, (None, False)),
+        ((0.1, 0.3, 0.6, 0.9, 0.9), (0.06, True)),  # the smallest that reaches 60 points
+        ((0.94 - 0.34, 0.7, 0.8, 0.9, 0.9), (0.03, True)),  # 60 points, in floats 0.5999999999999999
+        ((0.1, 0.3, 0.59, 0.5, 0.59), (0.12, False)),  # none does: 0.12, and that is said
+        ((0.1, 0.3, 0.7), (0.06, True)),  # what lies above decides nothing
+        ((0.1, None, 0.7, 0.9, 0.9), (None, False)),  # 0.045 might be it: not known yet
+        ((0.1, 0.3, 0.4, 0.5), (None, False)),  # 0.12 is not made yet
+        ((), (None, False)),
     ],
 )
-def test_working_eps(excesses: dict[float, float | None], expected: tuple[float | None, bool]) -> None:
-    rows = [{"attack": "end-to-end", "eps": e, "excess": x} for e, x in excesses.items()]
-    assert bench.working_eps([*rows, {"attack": "sifm", "eps": 0.03, "excess": 1.0}]) == expected
+def test_working_eps(excesses: tuple[float | None, ...], expected: tuple[float | None, bool]) -> None:
+    """Issue text: the smallest of 0.03, 0.045, 0.06, 0.09, 0.12 with an excess of 60 points; if none has, 0.12."""
+    rows = [
+        {"attack": "end-to-end", "eps": e, "excess": x}
+        for e, x in zip((0.03, 0.045, 0.06, 0.09, 0.12), excesses, strict=False)
+    ]
+    others = [{"attack": "sifm", "eps": 0.03, "excess": 1.0}, {"attack": "end-to-end", "eps": 0.01, "excess": 0.9}]
+    assert bench.working_eps([*rows, *others]) == expected
+
+
+def names_of(options: Any, working: float | None) -> list[str]:
+    return [arm.name for arm in bench.arms_of(options, working)]
+
+
+def test_every_method_is_made_at_003_and_at_the_working_eps_and_three_along_the_curve() -> None:
+    options = bench.parse(["--methods", "ace,noise,end-to-end,sifm"])
+    curve = [f"{m}@{e}" for m in ("noise", "end-to-end", "sifm") for e in (0.03, 0.045, 0.06, 0.09, 0.12)]
+    assert names_of(options, None) == [*curve, "ace@0.03"]
+    assert names_of(options, 0.06) == [*curve, "ace@0.03", "ace@0.06"]
+    assert names_of(options, 0.03) == [*curve, "ace@0.03"]
+    told = bench.parse(["--methods", "ace,noise", "--epsilons", "0.06,0.03"])
+    assert names_of(told, 0.12) == ["ace@0.06", "ace@0.03", "noise@0.06", "noise@0.03"]
+    assert set(bench.parse([]).methods) >= {"mist", "photoguard-diffusion", "semantic"}
+
+
+def test_judging_decides_what_is_made_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make, judge, make the rest at the working ε, judge again; --make by itself takes it from the last judging."""
+    monkeypatch.setattr(bench, "EPS", (0.03, 0.06, 0.12))
+    monkeypatch.setattr(bench, "TARGET_EXCESS", -2.0)  # reached by anything, so at the first ε that counts
+    args = ["--images", "2", "--iterations", "1", "--methods", "end-to-end,photoguard-encoder", "--out", str(tmp_path)]
+    args += ["--editor", "toy", "--no-reductions"]
+    made = lambda: sorted(p.stem for p in tmp_path.glob("*.npz"))  # noqa: E731
+    assert bench.main([*args, "--make"], editor=Editing()) == 0
+    first = ["control", "end-to-end@0.03", "end-to-end@0.06", "end-to-end@0.12", "photoguard-encoder@0.03"]
+    assert made() == first
+    monkeypatch.setattr(bench, "working_eps", lambda rows: (0.06, True))
+    assert bench.main(args, editor=Editing(), judges=[dark]) == 0
+    assert made() == [*first, "photoguard-encoder@0.06"]
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    assert "photoguard-encoder@0.06" in {r["arm"] for r in results["arms"]}
+    (tmp_path / "photoguard-encoder@0.06.npz").unlink()
+    assert bench.main([*args, "--make"], editor=Editing()) == 0
+    assert made() == [*first, "photoguard-encoder@0.06"]
+
+
+def test_a_plan_says_how_long_it_takes_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--images", "3", "--batch", "2", "--iterations", "50", "--methods", "noise,sifm", "--out", str(tmp_path)]
+    args += ["--editor", "toy"]
+    assert bench.main([*args, "--plan"], editor=Editing()) == 0
+    assert not list(tmp_path.iterdir())
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {row["arm"]: row["missing"] for row in plan["arms"]}["sifm@0.12"] == 3
+    assert len(plan["arms"]) == 1 + 10 + 14  # control, the curves of both, the reductions
+    assert plan["seconds"] == pytest.approx(sum(row["seconds"] for row in plan["arms"]))
+    sifm, noise = (next(r for r in plan["arms"] if r["arm"] == f"{name}@0.03") for name in ("sifm", "noise"))
+    assert sifm["seconds"] > noise["seconds"] > 0
+    assert sifm["measured"] == "now"
+    assert bench.main([*args, "--make", "--iterations", "2", "--no-reductions"], editor=Editing()) == 0
+    capsys.readouterr()
+    assert bench.main([*args, "--iterations", "2", "--no-reductions", "--plan"], editor=Editing()) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["seconds"] == 0
+    assert {row["missing"] for row in plan["arms"]} == {0}
 
 
 #: A machine with PyTorch and the model libraries, but without what judges, studies and command lines need.
