@@ -1,9 +1,13 @@
 """mini-sd3 and mini-sd3-instruct: an SD3 transformer, rectified flow, two small CLIP text encoders, no T5.
 
-noisy = (1 − σ) z + σ n, velocity n − z, timestep 1000 σ, σ drawn logit-normally (Esser et al. 2024, sections 2 and 3.1).
-mini-sd3 learns pictures from their caption or from the instruction that led to them, and edits image to image.
+noisy = (1 − σ) z + σ n, velocity n − z, timestep 1000 σ (Esser et al. 2024, section 2).
+mini-sd3 learns pictures from their caption or from the instruction that led to them, and edits image to image; σ is drawn
+logit-normally (section 3.1).
 mini-sd3-instruct also sees the raw encoder mean of the source as extra channels and, as UltraEdit's pipeline does, works on
-latents that are scaled but not shifted.
+latents that are scaled but not shifted. Its loss is the squared error of ẑ = noisy − σ v, the noisy half is drawn more
+often, and an empty instruction asks for nothing: its target is the source, as mini-ip2p's.
+
+Both begin with a linear way from their input to the velocity (`copying_flow`): a copy of the source, or of the noisy latents.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ from torch import nn
 
 from .autoencoder import HELD_OUT, cache_latents, trained_autoencoder
 from .batches import Batch, Batches
+from .copying_flow import carries, copy_the_source_flow, hold_the_gain, keep_the_noisy_flow
 from .editor import changed, towards
 from .loop import Plan, fit
 from .models import Model
 from .pairs import Pairs
 from .ranks import Ranks
+from .warm import copy_matching, text_encoder_from
 from .words import build_text_encoder, build_tokenizer
 
 __all__ = ["STRENGTH", "build_transformer", "embed", "euler", "sample_img2img", "sample_instruct", "train_flow_editor"]
@@ -33,6 +39,11 @@ __all__ = ["STRENGTH", "build_transformer", "embed", "euler", "sample_img2img", 
 _WIDTH = 64  # of each text encoder
 #: Settings of the checks and of the cards: image-to-image strength; text guidance; image guidance (instruct only).
 STEPS, STRENGTH, GUIDANCE, INSTRUCT_GUIDANCE, IMAGE_GUIDANCE = 20, 0.85, 4.0, 3.0, 1.2
+_EXTRA = 2.0  # extra weight of changed latents (instruct)
+_NO_TEXT, _NO_IMAGE = 0.07, 0.05  # shares of the batch without instruction, without picture (instruct)
+_UNSEEN = 0.2  # weight of those without picture: what they should become is a guess
+_EARLY = 0.6  # share of the draws from σ ≥ 0.5 alone, where an edit's layout is decided (instruct)
+_UNTOLD = 0.1  # share of the batch without text (image to image)
 
 
 def build_transformer(channels: int, *, instruct: bool, layers: int = 6, heads: int = 5) -> Any:
@@ -145,22 +156,47 @@ class _Task:
         return embed(models, self.batches.ids[batch.unique], batch.back)
 
     def loss(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, *, drop: bool) -> torch.Tensor:
+        """The weighted squared error of ẑ (instruct) or of the velocity (image to image)."""
         u = rng.random(len(rows)) if drop else np.ones(len(rows))
-        batch = self.batches.draw(rows, rng, no_text=u < 0.10)
+        return (self._instructed if self.instruct else self._described)(models, rows, rng, u)
+
+    def _described(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any) -> torch.Tensor:
+        batch = self.batches.draw(rows, rng, no_text=u < _UNTOLD)
         z = (batch.target - self.shift) * self.scale
-        hidden, pooled = self.embed(models, batch)
         sigma = torch.sigmoid(torch.randn(len(z), device=z.device))
-        noise = torch.randn_like(z)
-        s = sigma[:, None, None, None]
-        noisy = (1 - s) * z + s * noise
-        weight = torch.ones_like(z[:, :1])
-        if self.instruct:
-            kept = torch.from_numpy(np.where((u >= 0.05) & (u < 0.15), 0.0, 1.0)).float().to(z.device)
-            noisy = torch.cat([noisy, batch.source * kept[:, None, None, None]], 1)
-            weight = 1 + 4 * changed(batch.source, batch.target, self.scale).float()
+        error: torch.Tensor = self._error(models, batch, z, sigma, []) ** 2
+        return error.mean()
+
+    def _instructed(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any) -> torch.Tensor:
+        batch = self.batches.draw(rows, rng, no_text=u < _NO_TEXT + _NO_IMAGE / 2)
+        device = batch.source.device
+        idle = torch.from_numpy(u < _NO_TEXT).to(device)[:, None, None, None]
+        blind = torch.from_numpy((u >= _NO_TEXT) & (u < _NO_TEXT + _NO_IMAGE)).to(device)[:, None, None, None]
+        target = torch.where(idle, batch.source, batch.target)
+        weight = 1 + _EXTRA * changed(batch.source, target, self.scale).float()
+        weight = torch.where(blind, _UNSEEN, 1.0) * weight
+        sigma, early = torch.rand(len(u), device=device), torch.rand(len(u), device=device) < _EARLY
+        sigma = torch.where(early, 0.5 + 0.5 * sigma, sigma)
+        seen = torch.where(blind, 0.0, 1.0) * batch.source
+        error = sigma[:, None, None, None] * self._error(models, batch, target * self.scale, sigma, [seen])
+        return (weight * error**2).mean() / weight.mean()
+
+    def _error(
+        self,
+        models: Mapping[str, nn.Module],
+        batch: Batch,
+        z: torch.Tensor,
+        sigma: torch.Tensor,
+        seen: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """Of the velocity, on latents z (B, C, h, w) with new noise; seen: what the transformer gets beside them."""
+        hidden, pooled = self.embed(models, batch)
+        s, noise = sigma[:, None, None, None], torch.randn_like(z)
+        noisy = torch.cat([(1 - s) * z + s * noise, *seen], 1)
         with torch.autocast("cuda", torch.bfloat16, enabled=z.is_cuda):
             got = models["transformer"](noisy, hidden, pooled, 1000 * sigma).sample
-        return (weight * (got.float() - (noise - z)) ** 2).mean() / weight.mean()
+        error: torch.Tensor = got.float() - (noise - z)
+        return error
 
     @torch.no_grad()
     def check(self, models: Mapping[str, nn.Module], rows: Any) -> dict[str, float]:
@@ -176,13 +212,59 @@ class _Task:
             else:
                 start = (batch.source - self.shift) * self.scale
                 y = sample_img2img(models["transformer"], start, text, empty, generator=generator)
-            found = towards(y / self.scale + self.shift, batch.source, batch.target, self.scale)
+            raw = y / self.scale + self.shift
+            found = towards(raw, batch.source, batch.target, self.scale)
+            still = ~changed(batch.source, batch.target, self.scale)
+            kept = ((raw - batch.source) * self.scale) ** 2 * still
+            found["kept_error"] = float(kept.sum() / (still.sum() * raw.shape[1]).clamp(min=1))
             out |= {k + kind: v for k, v in found.items()}
         return out
 
 
+def begin(models: Mapping[str, Any], scale: float, shift: float, *, start: Path | None = None, tokenizer: Any) -> int:
+    """Lay the linear way into an untrained transformer, and copy what fits of earlier weights; returns how many tensors.
+
+    start: a saved pipeline. If its transformer has the way and the same ends, these are kept as they were trained; else
+    the way is laid anew over what was copied.
+    """
+    transformer, copied = models["transformer"], 0
+    channels = transformer.config.out_channels
+
+    def lay() -> None:
+        if transformer.config.in_channels == 2 * channels:
+            copy_the_source_flow(transformer, scale, shift)
+        else:
+            keep_the_noisy_flow(transformer)
+
+    if start is None:
+        lay()
+        hold_the_gain(transformer)
+        return 0
+    other = SD3Transformer2DModel.from_pretrained(start / "transformer")
+    ends = ("in_channels", "out_channels", "patch_size", "pos_embed_max_size")
+    kept = carries(other) and other.inner_dim == transformer.inner_dim
+    if kept and all(other.config[name] == transformer.config[name] for name in ends):
+        lay()  # for blocks that the earlier weights lack: they must not write into the way
+        copied = copy_matching(transformer, other, lambda parts: parts)
+    else:
+        copied = copy_matching(transformer, other, lambda parts: parts)
+        lay()
+    hold_the_gain(transformer)
+    for name in ("text_encoder", "text_encoder_2"):
+        copied += text_encoder_from(start, models[name], tokenizer, name)
+    return copied
+
+
 def train_flow_editor(
-    model: Model, work: Path, data: Pairs, *, plan: Plan, ranks: Ranks, tiny: bool = False, batch: int = 16
+    model: Model,
+    work: Path,
+    data: Pairs,
+    *,
+    plan: Plan,
+    ranks: Ranks,
+    tiny: bool = False,
+    batch: int = 16,
+    start: Path | None = None,
 ) -> None:
     """Train and save the pipeline folder of an SD3 editor (float16 safetensors) from the moving averages."""
     folder, seed, instruct = model.folder(work), model.seed, model.kind == "instruct"
@@ -197,10 +279,11 @@ def train_flow_editor(
         "text_encoder_2": build_text_encoder(tokenizer, width=_WIDTH, projection=True),
         "transformer": build_transformer(vae.config.latent_channels, instruct=instruct, **sizes),
     }
-    for part in models.values():
-        part.to(ranks.device)
     batches = Batches(data, latents, tokenizer, ranks.device, captions=0.0 if instruct else 0.5)
     task = _Task(batches, vae, instruct=instruct)
+    copied = begin(models, task.scale, task.shift, start=start, tokenizer=tokenizer)
+    for part in models.values():
+        part.to(ranks.device)
     size, exam, held_out = (2, 4, 4) if tiny else (batch, 256 if ranks.gpu else 64, HELD_OUT)
     usable = len(data) - held_out
 
@@ -220,7 +303,7 @@ def train_flow_editor(
         folder=folder,
         check=check,
         seed=seed,
-        card={"batch": size * ranks.world},
+        card={"batch": size * ranks.world, "warm_started_tensors": copied},
     )
 
 

@@ -85,7 +85,7 @@ def editor(options: argparse.Namespace) -> None:
     if model.kind == "ip2p":
         train_editor(model, options.work, data, start=options.start, **common)
     else:
-        train_flow_editor(model, options.work, data, **common)
+        train_flow_editor(model, options.work, data, start=options.start, **common)
 
 
 def disturbed(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 __all__ = ["autoencoder_from", "copy_matching", "text_encoder_from", "unet_from"]
 
@@ -58,9 +58,9 @@ def unet_from(folder: Path, model: Any) -> int:
 
 
 @torch.no_grad()
-def text_encoder_from(folder: Path, model: Any, tokenizer: Any) -> int:
+def text_encoder_from(folder: Path, model: Any, tokenizer: Any, name: str = "text_encoder") -> int:
     """Embeddings go by token, the rest by name."""
-    other = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    other = type(model).from_pretrained(folder / name)
     old = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
     copied = copy_matching(model, other, lambda parts: parts)
     theirs, ours = other.get_input_embeddings().weight, model.get_input_embeddings().weight
