@@ -30,9 +30,10 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from attacks_effect_store import Arm, Made, Store
@@ -49,7 +50,7 @@ REDUCTION_IMAGES = 10
 #: What decides, first; what costs most, last.
 FIRST, LAST = ("noise", "end-to-end", "sifm"), ("semantic", "editshield", "photoguard-diffusion")
 CURVE = FIRST  # at every ε
-PROBE = 3  # iterations of a timing, beside one of one iteration
+PROBE, PROBED = 3, 4  # iterations of a timing (beside one of one iteration), and pictures of it
 CONTROL = Arm("control")
 COUNTS = ("n", "n_pairs", "ok_ok", "broken", "mended", "defeated_defeated", "pairs_undetermined", "control_missing")
 ROOT = Path(__file__).resolve().parent.parent
@@ -228,7 +229,11 @@ def mark_editor(folder: Path, editor: Any) -> None:
 
 
 def plan(options: argparse.Namespace, editor: Any = None) -> dict[str, Any]:
-    """What is missing, and the seconds that making it takes here: of earlier arms of the method, else timed on one batch."""
+    """What is missing, and the seconds that making it takes here: of earlier arms of the method, else timed now on a few pictures.
+
+    `seconds` are of the clock, with whatever else runs; `seconds_alone` are CPU seconds by threads, which is what the clock
+    would show on a machine that does nothing else.
+    """
     import torch
 
     from isr.immunization import make_editor
@@ -236,8 +241,9 @@ def plan(options: argparse.Namespace, editor: Any = None) -> dict[str, Any]:
     world = miniworld(n=options.images, split="design")
     store = store_of(options, world)
     made = editor or make_editor(options.editor, device=options.device, batch_size=options.batch or options.images)
-    batch = options.batch or (min(10, options.images) if made.device.type == "cpu" else options.images)
-    timing = Timing(made, world, store, batch=batch, rows=options.rows or (64 if made.device.type == "cpu" else 1024))
+    on_cpu = made.device.type == "cpu"
+    count = min(PROBED, options.images) if on_cpu else options.batch or options.images
+    timing = Timing(made, world, store, count=count, rows=options.rows or (64 if on_cpu else 1024))
     working = judged_working_eps(store.folder, options.images)
     wanted = [(CONTROL, options.images, CONTROL.name)]
     wanted += [(arm, options.images, arm.name) for arm in arms_of(options, working)]
@@ -251,71 +257,90 @@ def plan(options: argparse.Namespace, editor: Any = None) -> dict[str, Any]:
     for arm, count, name in wanted:
         lacking = set(store.originals if name.endswith("@working") else store.missing(arm))
         missing = sum(i in lacking for i in list(store.originals)[:count])
-        each, measured = timing.of(arm) if missing else (0.0, "")
-        rows.append({"arm": name, "missing": missing, "seconds": missing * each, "measured": measured})
-        say(f"{name}: {missing} pictures, {missing * each:.0f} s")
-    total = sum(row["seconds"] for row in rows)
-    where = f"{made.device.type}, {torch.get_num_threads()} threads, batches of {batch}"
+        each = timing.of(arm) if missing else Cost()
+        busy, alone = missing * each.clock, missing * each.alone
+        rows.append(
+            {"arm": name, "missing": missing, "seconds": busy, "seconds_alone": alone, "measured": each.measured}
+        )
+        say(f"{name}: {missing} pictures, {busy:.0f} s ({alone:.0f} s alone)")
+    busy, alone = (sum(row[key] for row in rows) for key in ("seconds", "seconds_alone"))
+    where = f"{made.device.type}, {torch.get_num_threads()} threads"
     say(
-        f"{total / 3600:.1f} hours ({total:.0f} s) of making on {where}, as busy as this machine is now; judging comes on top"
+        f"{sum(row['missing'] for row in rows)} protections and edits on {where}: {alone / 3600:.1f} hours on a machine that does "
+        f"nothing else, {busy / 3600:.1f} as busy as this one is now; judging comes on top"
     )
-    return {"editor": made.name, "where": where, "seconds": total, "arms": rows}
+    return {"editor": made.name, "where": where, "seconds": busy, "seconds_alone": alone, "arms": rows}
+
+
+class Cost(NamedTuple):
+    """Seconds per picture: by the clock, and of CPU time by threads (on a GPU: the clock). `measured`: "earlier" or "now"."""
+
+    clock: float = 0.0
+    alone: float = 0.0
+    measured: str = ""
+
+    def plus(self, other: Cost, times: float = 1.0) -> Cost:
+        return Cost(
+            max(0.0, self.clock + times * other.clock), max(0.0, self.alone + times * other.alone), self.measured
+        )
 
 
 class Timing:
-    """Seconds per picture of an arm, protecting and editing."""
+    """What a picture of an arm costs, protected and edited."""
 
-    def __init__(self, editor: Any, world: Any, store: Store, *, batch: int, rows: int) -> None:
-        self.editor, self.items, self.store, self.batch, self.rows = editor, list(world)[:batch], store, batch, rows
-        self.probed: dict[str, float] = {}
-        self.earlier: dict[tuple[str, Any], float] = {}
-        self.edit: float | None = None
+    def __init__(self, editor: Any, world: Any, store: Store, *, count: int, rows: int) -> None:
+        self.editor, self.items, self.store, self.rows = editor, list(world)[:count], store, rows
+        self.probed: dict[str, Cost] = {}
+        self.earlier: dict[tuple[str, Any], Cost] = {}
+        self.edit: Cost | None = None
         for arm in store.arms():
             found = needed(store.load(arm))
-            self.edit = found.seconds_edit or self.edit
+            if found.seconds_edit is not None:
+                self.edit = Cost(found.seconds_edit, found.seconds_edit, "earlier")
             if found.seconds_protect is not None:
-                self.earlier[arm.attack, arm.settings.get("iterations")] = found.seconds_protect
+                cost = Cost(found.seconds_protect, found.seconds_protect, "earlier")
+                self.earlier[arm.attack, arm.settings.get("iterations")] = cost
 
-    def of(self, arm: Arm) -> tuple[float, str]:
-        """(seconds per picture, "earlier" or "now")."""
-        edit = self._edit()
-        if arm.attack == "control":
-            return edit, "now"
-        held = self.earlier.get((arm.attack, arm.settings.get("iterations")))
-        if held is not None:
-            return held + edit, "earlier"
-        if arm.attack not in self.probed:
-            self.probed[arm.attack] = self._protect(arm)
-        return self.probed[arm.attack] + edit, "now"
-
-    def _edit(self) -> float:
+    def of(self, arm: Arm) -> Cost:
         if self.edit is None:
-            begun = time.perf_counter()
-            self.editor.edit(
-                [i.image for i in self.items], [i.prompt for i in self.items], seeds=range(len(self.items))
-            )
-            self.edit = (time.perf_counter() - begun) / len(self.items)
-        return self.edit
+            self._edit()  # whatever is loaded or compiled at the first use
+            self.edit = self._clocked(self._edit)
+        if arm.attack == "control":
+            return self.edit
+        held = self.earlier.get((arm.attack, arm.settings.get("iterations")))
+        if held is None:
+            held = self.probed[arm.attack] = self.probed.get(arm.attack) or self._protect(arm)
+        return held.plus(self.edit)
 
-    def _protect(self, arm: Arm) -> float:
-        """One batch at 1 and at PROBE iterations: what each further one takes, and what comes before the first."""
+    def _clocked(self, action: Callable[[], object]) -> Cost:
+        import torch
+
+        clock, cpu = time.perf_counter(), time.process_time()
+        action()
+        clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+        alone = cpu / torch.get_num_threads() if self.editor.device.type == "cpu" else clock
+        return Cost(clock / len(self.items), min(clock, alone) / len(self.items), "now")
+
+    def _edit(self) -> None:
+        prompts = [i.prompt for i in self.items]
+        self.editor.edit([i.image for i in self.items], prompts, seeds=range(len(self.items)))
+
+    def _protect(self, arm: Arm) -> Cost:
+        """At 1 and at PROBE iterations: what each further one takes, and what comes before the first."""
         if arm.attack == "noise":
-            return self._run(arm, {})
-        self._run(arm, {"iterations": 1})  # whatever is loaded or compiled at the first use
-        one, several = (self._run(arm, {"iterations": n}) for n in (1, PROBE))
-        each = max(0.0, several - one) / (PROBE - 1)
-        return max(0.0, one - each) + each * int(arm.settings["iterations"])
+            return self._clocked(partial(self._run, arm, {}))
+        one, several = (self._clocked(partial(self._run, arm, {"iterations": n})) for n in (1, PROBE))
+        further = several.plus(one, -1)
+        return one.plus(further, (int(arm.settings["iterations"]) - 1) / (PROBE - 1))
 
-    def _run(self, arm: Arm, changes: Mapping[str, Any]) -> float:
+    def _run(self, arm: Arm, changes: Mapping[str, Any]) -> None:
         from isr.immunization import immunize
 
-        more = {} if arm.attack == "noise" else {"batch_size": self.batch, "rows": self.rows}
-        begun = time.perf_counter()
+        more = {} if arm.attack == "noise" else {"batch_size": len(self.items), "rows": self.rows}
         immunize(
             [i.image for i in self.items], [i.prompt for i in self.items], attack=arm.attack, editor=self.editor,
             seeds=list(range(len(self.items))), **more, **{**arm.settings, **changes},
         )  # fmt: skip
-        return (time.perf_counter() - begun) / len(self.items)
 
 
 # ------------------------------------------------------------------------------------------------------------ judging
