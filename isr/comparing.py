@@ -94,6 +94,9 @@ def compare(*runs: Run, level: float = 0.95, n_boot: int = 10_000, seed: int = 0
         twice = {m for j, other in enumerate(held) if j != i for *_, m in held[i] & other}
         table["method"] = table["method"].astype(object).where(table["method"].notna(), name)
         table["method"] = [f"{m} ({name})" if m in twice else m for m in table["method"]]
+        if {"source", "step"} <= set(table):  # an experiment's run: what was made on another editor is another row
+            made_on = zip(table["method"], table["source"], table["editor"], strict=True)
+            table["method"] = [f"{m} (made on {s})" if s and not pd.isna(s) and s != e else m for m, s, e in made_on]
     cases = pd.concat(tables, ignore_index=True)
     if cases["method"].nunique() < 2:
         raise UsageError(f"compare: expected at least two methods, got {', '.join(map(str, cases['method'].unique()))}")

@@ -246,15 +246,17 @@ def case_hash(
     purifier: str | None = None,
     prompt_kind: str | None = None,
     arm: str = "immunized",
+    source: str | None = None,
     ordinal: int = 0,
 ) -> str:
     """The id that everything joins on: sha256 over the columns of docs/definitions.md section 1, first 32 hex digits.
 
+    source: of a transfer row, the editor that the perturbation was made on (the tag `source`, where it is not `editor`).
     Exact duplicates get an ordinal (1 for the second one, and so on), so no case is ever merged away.
     """
     parts: Mapping[str, Any] = {
         "edited": edited, "original": original, "prompt": prompt, "method": method, "editor": editor,
-        "seed": seed, "purifier": purifier, "prompt_kind": prompt_kind, "arm": arm,
+        "seed": seed, "purifier": purifier, "prompt_kind": prompt_kind, "arm": arm, **({"source": source} if source else {}),
     }  # fmt: skip
     blob = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     digest = hashlib.sha256(blob.encode("ascii")).hexdigest()[:32]

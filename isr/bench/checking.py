@@ -85,6 +85,7 @@ def _labels(files: ExperimentFiles, info: dict[str, Any], found: Check) -> None:
             (case.method, case.target, case.prompt_kind, purifier, case.image_id, case.arm, case.source, case.table)
         )
     compared = 0
+    seen: dict[tuple[Any, ...], str] = {}
     for row in files.run.cases():
         wanted = names.get(str(row.tags.get("step")))
         if wanted is None:
@@ -103,6 +104,12 @@ def _labels(files: ExperimentFiles, info: dict[str, Any], found: Check) -> None:
             found.wrong.append(
                 f"case {row.case_id}: is called {row.method}, {row.editor}, {row.prompt_kind}; the plan calls its edit something else"
             )
+        place = (*told, row.tags.get("step"), row.tags.get("unseen"), row.tags.get("redraw"))
+        if place in seen:
+            found.wrong.append(
+                f"case {row.case_id}: stands twice, also as {seen[place]}: one edit would count two times"
+            )
+        seen[place] = row.case_id
     found.count("cases compared with the plan", compared)
 
 

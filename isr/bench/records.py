@@ -45,12 +45,13 @@ def unjudged_records(
         tags = {
             "source": case.source, "table": case.table, "redraw": case.redraw, "unseen": case.unseen, "step": case.edit,
         }  # fmt: skip
-        found.setdefault(case.control, CaseRecord(case_id=case.control, edited=control.digest, arm="control", **shared))
-        name = f"{case.edit}/{case.method}/{case.source}/{case.unseen}"
+        beside = f"{case.control}/{case.target}"  # two labels of one editor share the step, and are two targets
+        found.setdefault(beside, CaseRecord(case_id=beside, edited=control.digest, arm="control", **shared))
+        name = f"{case.edit}/{case.method}/{case.source}/{case.target}/{case.unseen}"
         found[name] = CaseRecord(
             case_id=name,
             edited=edit.digest,
-            control=case.control,
+            control=beside,
             method=case.method,
             arm=case.arm,
             tags=tags,

@@ -304,9 +304,8 @@ class Results:
         for case in self.cases:
             edit = self.steps.get(case.step)
             if edit is not None and edit.inputs[0].startswith("step:"):
-                used.setdefault((case.record.method or "", case.source), set()).add(
-                    edit.inputs[0].removeprefix("step:")
-                )
+                source = "" if case.record.arm == "noise" else case.source  # noise is made on no editor
+                used.setdefault((case.record.method or "", source), set()).add(edit.inputs[0].removeprefix("step:"))
         rows = []
         for (method, source), keys in used.items():
             made = [self.steps[k] for k in sorted(keys)]

@@ -110,6 +110,9 @@ class Builder:
     ) -> PreparedCase:
         digests: dict[str, Any] = {"edited": _digest(edited), "original": _digest(original)}
         named = {name: columns[name] for name in ("method", "editor", "seed", "purifier", "prompt_kind", "arm")}
+        # Made on another editor than the one that edits: two sources may well give equal pixels, and are two cases.
+        source = tags.get("source")
+        named["source"] = source if isinstance(source, str) and source != columns["editor"] else None
         case_id = case_hash(prompt=prompt, **digests, **named)
         key = int(case_id[:16], 16)
         if key in self._seen:
