@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,15 +92,16 @@ def test_the_gain_is_one_over_sigma() -> None:
 
 
 def test_the_first_sampled_edit_is_the_source() -> None:
-    """20 Euler steps with text guidance; image guidance of 1 has no use for the branch without picture."""
+    """20 Euler steps, also with text guidance; image guidance of 1 has no use for the branch without picture."""
     from miniworld_training.mmdit import sample_instruct
 
     transformer = _copying()
     _, raw, source, _ = _latents((1.0, 1.0))
     text, empty = ((torch.randn(2, 24, 128), torch.randn(2, 128)) for _ in range(2))
-    generator = torch.Generator().manual_seed(0)
-    got = sample_instruct(transformer, raw, text, empty, generator=generator, image_guidance=1.0)
-    assert float((_rms(got - source) / _rms(source)).max()) < 0.01
+    for guidance in (1.0, 3.0):
+        generator = torch.Generator().manual_seed(0)
+        got = sample_instruct(transformer, raw, text, empty, generator=generator, guidance=guidance, image_guidance=1.0)
+        assert float((_rms(got - source) / _rms(source)).max()) < 0.01
 
 
 def test_the_noisy_latents_are_scaled_to_their_posterior_mean() -> None:
@@ -337,19 +339,23 @@ def test_a_start_without_the_way_gets_it(saved: Any, tokenizer: Any, tmp_path: P
     assert float((_rms(clean - source) / _rms(noisy - source)).max()) < 0.025
 
 
-def test_the_shipped_editor_is_the_training_sampler(saved: Any) -> None:
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_shipped_editor_is_the_training_sampler(
+    saved: Any, guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The folder loads through the catalogue's editor and gives the bytes of the sampler of the checks."""
     from isr.editors import load_editor
+    from miniworld_training import trained
     from miniworld_training.models import MODELS
-    from miniworld_training.trained import Trained
 
     from isr.data.miniworld import miniworld
 
-    folder = saved[0]
+    folder, settings = saved[0], {"guidance": guidance, "image_guidance": 1.2}
     item = miniworld(1, "design")[0]
-    trained = Trained(MODELS["mini-sd3-instruct"], folder.parent.parent, torch.device("cpu"))
-    raw = trained.latents(np.asarray(item.image)[None])
-    mine = trained.edit(raw, [item.prompt], torch.Generator().manual_seed(5), steps=4)
-    editor = load_editor("mini-sd3-instruct", source=str(folder), device="cpu", defaults={"steps": 4})
-    theirs = np.asarray(editor.edit([item.image], [item.prompt], seeds=[5])[0])
-    assert np.abs(mine[0].astype(int) - theirs.astype(int)).max() <= 1
+    monkeypatch.setattr(trained, "sample_instruct", partial(trained.sample_instruct, **settings))
+    mine = trained.Trained(MODELS["mini-sd3-instruct"], folder.parent.parent, torch.device("cpu"))
+    raw = mine.latents(np.asarray(item.image)[None])
+    got = mine.edit(raw, [item.prompt], torch.Generator().manual_seed(5), steps=4)
+    editor = load_editor("mini-sd3-instruct", source=str(folder), device="cpu", defaults={"steps": 4, **settings})
+    wanted = np.asarray(editor.edit([item.image], [item.prompt], seeds=[5])[0])
+    assert np.abs(got[0].astype(int) - wanted.astype(int)).max() <= 1

@@ -5,7 +5,7 @@ mini-sd3 learns pictures from their caption or from the instruction that led to 
 logit-normally (section 3.1).
 mini-sd3-instruct also sees the raw encoder mean of the source as extra channels and, as UltraEdit's pipeline does, works on
 latents that are scaled but not shifted. Its loss is the squared error of ẑ = noisy − σ v, the noisy half is drawn more
-often, and an empty instruction asks for nothing: its target is the source, as mini-ip2p's.
+often, what is noised has errors to mend, and an empty instruction asks for nothing: its target is the source, as mini-ip2p's.
 
 Both begin with a linear way from their input to the velocity (`copying_flow`): a copy of the source, or of the noisy latents.
 """
@@ -26,7 +26,7 @@ from torch import nn
 from .autoencoder import HELD_OUT, cache_latents, trained_autoencoder
 from .batches import Batch, Batches
 from .copying_flow import carries, copy_the_source_flow, hold_the_gain, keep_the_noisy_flow
-from .editor import changed, towards
+from .editor import _imperfect, changed, towards
 from .loop import Plan, fit
 from .models import Model
 from .pairs import Pairs
@@ -38,7 +38,7 @@ __all__ = ["STRENGTH", "build_transformer", "embed", "euler", "sample_img2img", 
 
 _WIDTH = 64  # of each text encoder
 #: Settings of the checks and of the cards: image-to-image strength; text guidance; image guidance (instruct only).
-STEPS, STRENGTH, GUIDANCE, INSTRUCT_GUIDANCE, IMAGE_GUIDANCE = 20, 0.85, 4.0, 3.0, 1.2
+STEPS, STRENGTH, GUIDANCE, INSTRUCT_GUIDANCE, IMAGE_GUIDANCE = 20, 0.85, 4.0, 1.0, 1.0
 _EXTRA = 2.0  # extra weight of changed latents (instruct)
 _NO_TEXT, _NO_IMAGE = 0.07, 0.05  # shares of the batch without instruction, without picture (instruct)
 _UNSEEN = 0.2  # weight of those without picture: what they should become is a guess
@@ -134,11 +134,13 @@ def sample_instruct(
     guidance: float = INSTRUCT_GUIDANCE,
     image_guidance: float = IMAGE_GUIDANCE,
 ) -> torch.Tensor:
-    """Scaled latents of an instructed edit; cond: raw encoder means."""
+    """Scaled latents of an instructed edit; cond: raw encoder means. guidance ≤ 1: one pass a step, as in the pipeline."""
     hidden, pooled = torch.cat([text[0], empty[0], empty[0]]), torch.cat([text[1], empty[1], empty[1]])
     image = torch.cat([cond, cond, torch.zeros_like(cond)])
 
     def velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if guidance <= 1:
+            return transformer(torch.cat([z, cond], 1), *text, t).sample  # type: ignore[no-any-return]
         seen = torch.cat([z.repeat(3, 1, 1, 1), image], 1)
         both, only_image, none = transformer(seen, hidden, pooled, t.repeat(3)).sample.chunk(3)
         return none + guidance * (both - only_image) + image_guidance * (only_image - none)
@@ -163,40 +165,33 @@ class _Task:
     def _described(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any) -> torch.Tensor:
         batch = self.batches.draw(rows, rng, no_text=u < _UNTOLD)
         z = (batch.target - self.shift) * self.scale
-        sigma = torch.sigmoid(torch.randn(len(z), device=z.device))
-        error: torch.Tensor = self._error(models, batch, z, sigma, []) ** 2
-        return error.mean()
+        sigma = torch.sigmoid(torch.randn(len(z), 1, 1, 1, device=z.device))
+        noise = torch.randn_like(z)
+        got = self._velocity(models, batch, sigma, (1 - sigma) * z + sigma * noise)
+        return torch.nn.functional.mse_loss(got, noise - z)
 
     def _instructed(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any) -> torch.Tensor:
         batch = self.batches.draw(rows, rng, no_text=u < _NO_TEXT + _NO_IMAGE / 2)
         device = batch.source.device
         idle = torch.from_numpy(u < _NO_TEXT).to(device)[:, None, None, None]
         blind = torch.from_numpy((u >= _NO_TEXT) & (u < _NO_TEXT + _NO_IMAGE)).to(device)[:, None, None, None]
-        target = torch.where(idle, batch.source, batch.target)
-        weight = 1 + _EXTRA * changed(batch.source, target, self.scale).float()
+        source, target = batch.source * self.scale, torch.where(idle, batch.source, batch.target) * self.scale
+        weight = 1 + _EXTRA * changed(batch.source, target / self.scale, self.scale).float()
         weight = torch.where(blind, _UNSEEN, 1.0) * weight
-        sigma, early = torch.rand(len(u), device=device), torch.rand(len(u), device=device) < _EARLY
-        sigma = torch.where(early, 0.5 + 0.5 * sigma, sigma)
-        seen = torch.where(blind, 0.0, 1.0) * batch.source
-        error = sigma[:, None, None, None] * self._error(models, batch, target * self.scale, sigma, [seen])
-        return (weight * error**2).mean() / weight.mean()
+        sigma, early = (torch.rand(len(u), 1, 1, 1, device=device) for _ in range(2))
+        sigma = torch.where(early < _EARLY, 0.5 + 0.5 * sigma, sigma)
+        noisy = (1 - sigma) * _imperfect(target, source) + sigma * torch.randn_like(target)
+        got = noisy - sigma * self._velocity(models, batch, sigma, noisy, torch.where(blind, 0.0, 1.0) * batch.source)
+        return (weight * (got - target) ** 2).mean() / weight.mean()
 
-    def _error(
-        self,
-        models: Mapping[str, nn.Module],
-        batch: Batch,
-        z: torch.Tensor,
-        sigma: torch.Tensor,
-        seen: list[torch.Tensor],
+    def _velocity(
+        self, models: Mapping[str, nn.Module], batch: Batch, sigma: torch.Tensor, *seen: torch.Tensor
     ) -> torch.Tensor:
-        """Of the velocity, on latents z (B, C, h, w) with new noise; seen: what the transformer gets beside them."""
+        """float32 (B, C, h, w); sigma: (B, 1, 1, 1); seen: the transformer's inputs."""
         hidden, pooled = self.embed(models, batch)
-        s, noise = sigma[:, None, None, None], torch.randn_like(z)
-        noisy = torch.cat([(1 - s) * z + s * noise, *seen], 1)
-        with torch.autocast("cuda", torch.bfloat16, enabled=z.is_cuda):
-            got = models["transformer"](noisy, hidden, pooled, 1000 * sigma).sample
-        error: torch.Tensor = got.float() - (noise - z)
-        return error
+        with torch.autocast("cuda", torch.bfloat16, enabled=sigma.is_cuda):
+            got: torch.Tensor = models["transformer"](torch.cat(seen, 1), hidden, pooled, 1000 * sigma.flatten()).sample
+        return got.float()
 
     @torch.no_grad()
     def check(self, models: Mapping[str, nn.Module], rows: Any) -> dict[str, float]:
