@@ -28,7 +28,7 @@ class EndToEnd(Objective):
     iteration: 1 encoder, K guided denoiser and 1 decoder pass with gradient.
 
     Options:
-        steps: K. noise: "fixed" or "fresh".
+        steps: K, of which an img2img editor runs the share of its strength. noise: "fixed" or "fresh".
     """
 
     method: ClassVar[str] = "end-to-end"

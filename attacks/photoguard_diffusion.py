@@ -29,8 +29,8 @@ class PhotoGuardDiffusion(Objective):
     1 encoder, K guided denoiser passes (2 or 3 rows each) and 1 decoder pass with gradient; the editor recomputes each
     denoiser pass during backward, so memory does not grow with K. By far the slowest method.
 
-    Ours differs: the edit is the editor's own (`rollout`: its scheduler and guidance, img2img from its own first timestep)
-    instead of an inpainting pipeline; no hole in the anchor; `prompt="own"` in the paper preset, as the SIFM paper makes
+    Ours differs: the edit is the editor's own (`rollout`: its scheduler and guidance; of an img2img editor's K scheduler steps
+    only the share of its strength runs) instead of an inpainting pipeline; no hole in the anchor; `prompt="own"` in the paper preset, as the SIFM paper makes
     perturbations with the edit's prompt; one gradient per iteration there.
 
     Options:

@@ -118,7 +118,7 @@ class Registry:
         alias = self.aliases.get(name.lower())
         if alias in table:
             return alias
-        near = difflib.get_close_matches(name, [*table, *self.aliases], n=3)
+        near = difflib.get_close_matches(name, list(dict.fromkeys([*table, *self.aliases])), n=3)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         known = ", ".join(sorted(table)) or "none"
         raise RegistryError(f"no {self.noun} is called {name!r}.{hint} Installed: {known}.")

@@ -229,7 +229,7 @@ def test_arguments_are_checked_before_anything_runs(tmp_path: Path) -> None:
         immunize([smooth()], attack=attack, seeds=[1, 2])
     with pytest.raises(ProblemsError, match="no such file"):
         immunize([str(tmp_path / "missing.png")], attack=attack)
-    with pytest.raises(RegistryError, match=r"no attack is called 'siffm'.*Did you mean 'sifm'"):
+    with pytest.raises(RegistryError, match=r"no attack is called 'siffm'.*Did you mean 'sifm'\?"):
         immunize([smooth()], attack="siffm")
     with pytest.raises(UsageError, match=r"attack is made already; settings \['eps'\]"):
         immunize([smooth()], attack=attack, eps=0.1)
