@@ -17,7 +17,8 @@ from ..report import Report
 from .dataset import stored_items
 from .experiment import Experiment, canonical_json
 from .files import ExperimentFiles, StepRow
-from .plan import NONE, planned_cases, step_key
+from .plan import planned_cases, step_key
+from .records import names_of, place_of
 
 __all__ = ["Check", "check_run"]
 
@@ -78,12 +79,7 @@ def _labels(files: ExperimentFiles, info: dict[str, Any], found: Check) -> None:
     except (IsrError, KeyError) as error:
         found.wrong.append(f"experiment.json: {error}")
         return
-    names: dict[str, set[tuple[Any, ...]]] = {}
-    for case in planned:
-        purifier = None if case.purifier == NONE else case.purifier
-        names.setdefault(case.edit, set()).add(
-            (case.method, case.target, case.prompt_kind, purifier, case.image_id, case.arm, case.source, case.table)
-        )
+    names = names_of(planned)
     compared = 0
     seen: dict[tuple[Any, ...], str] = {}
     for row in files.run.cases():
@@ -91,20 +87,12 @@ def _labels(files: ExperimentFiles, info: dict[str, Any], found: Check) -> None:
         if wanted is None:
             continue  # a control row, or of an earlier state of the experiment
         compared += 1
-        told = (
-            row.method,
-            row.editor,
-            row.prompt_kind,
-            row.purifier,
-            row.image_id,
-            row.arm,
-            *(row.tags.get(t) for t in ("source", "table")),
-        )
+        told = place_of(row)
         if told not in wanted:
             found.wrong.append(
                 f"case {row.case_id}: is called {row.method}, {row.editor}, {row.prompt_kind}; the plan calls its edit something else"
             )
-        place = (*told, row.tags.get("step"), row.tags.get("unseen"), row.tags.get("redraw"))
+        place = (*told, row.tags.get("step"))
         if place in seen:
             found.wrong.append(
                 f"case {row.case_id}: stands twice, also as {seen[place]}: one edit would count two times"

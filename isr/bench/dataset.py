@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import IntegrityError, Problem, ProblemsError, UsageError
 from ..images import ImageError, ImageRef, as_image
@@ -15,6 +16,9 @@ from ..store import is_digest
 from .experiment import Experiment
 
 __all__ = ["Item", "StoredItem", "load_items", "share", "stored_items"]
+
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def stored_items(info: Mapping[str, Any], where: str) -> list[StoredItem]:
     return found
 
 
-def share(items: Sequence[Item], shard: str) -> list[Item]:
+def share(items: Sequence[P], shard: str) -> list[P]:
     """Every n-th picture, from the i-th on, of "i/n": one machine's part. All edits of a picture are in one share.
 
     Raises:
@@ -137,7 +141,7 @@ def _manifest(experiment: Experiment) -> list[Item]:
             continue
         unseen = row.get("unseen")
         if unseen is None:
-            unseen = [row[key] for key in sorted(k for k in row if k.startswith("unseen_")) if row[key]]
+            unseen = [row[key] for key in sorted((k for k in row if k.startswith("unseen_")), key=_natural) if row[key]]
         if not isinstance(unseen, list) or not all(isinstance(u, str) and u.strip() for u in unseen):
             problems.append(Problem(label, "unseen must be a list of texts (CSV: columns unseen_1, unseen_2, …)"))
             continue
@@ -145,6 +149,10 @@ def _manifest(experiment: Experiment) -> list[Item]:
             problems.append(
                 Problem(label, f"has {len(unseen)} unseen prompts, the experiment wants {wants} (prompts.unseen)")
             )
+            continue
+        repeated = _repeated(prompt, unseen[:wants])
+        if repeated:
+            problems.append(Problem(label, repeated))
             continue
         image = as_image(path.parent / picture, name=picture)
         try:
@@ -154,10 +162,10 @@ def _manifest(experiment: Experiment) -> list[Item]:
             continue
         items.append(
             Item(
-                str(row.get("image_id") or picture),
+                str(row.get("image_id") or "").strip() or picture,
                 image,
                 _prompts(experiment, prompt, tuple(unseen)),
-                str(row["category"]) if row.get("category") else None,
+                str(row.get("category") or "").strip() or None,
             )
         )
     seen: set[str] = set()
@@ -172,6 +180,22 @@ def _manifest(experiment: Experiment) -> list[Item]:
     if not items:
         raise UsageError(f"data.path: {str(path)!r} holds no rows")
     return items
+
+
+def _natural(column: str) -> tuple[int, str]:
+    """unseen_2 before unseen_10."""
+    number = column.removeprefix("unseen_")
+    return (int(number) if number.isdecimal() else -1), column
+
+
+def _repeated(original: str, unseen: Sequence[str]) -> str:
+    """What is wrong with prompts that stand twice: one edit would count as two."""
+    for i, text in enumerate(unseen):
+        if text == original:
+            return f"the unseen prompt {text!r} is the original one"
+        if text in unseen[:i]:
+            return f"the unseen prompt {text!r} stands twice"
+    return ""
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -190,6 +214,15 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     raise UsageError(f"data.path: {path.name}:{number} must be a JSON object")
                 yield row
     elif path.suffix.lower() in (".csv", ".tsv"):
-        yield from csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        try:
+            for row in table:
+                if None in row:
+                    raise UsageError(
+                        f"data.path: {path.name}, line {table.line_num}: more fields than the head names; quote texts that hold commas"
+                    )
+                yield row
+        except csv.Error as error:
+            raise UsageError(f"data.path: {path.name}, line {table.line_num}: {error}") from error
     else:
         raise UsageError(f"data.path: expected a .csv, .tsv or .jsonl file, got {path.name!r}")

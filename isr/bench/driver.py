@@ -16,7 +16,8 @@ from .dataset import Item
 from .engine import Engine, Failed, StepError
 from .experiment import Experiment, canonical_json
 from .files import ExperimentFiles, StepRow
-from .plan import Plan, planned_counts
+from .plan import Plan, planned_cases, planned_counts
+from .records import names_of, place_of
 from .schedule import Scheduler
 from .work import Batch, Done
 
@@ -101,7 +102,7 @@ def begin(files: ExperimentFiles, plan: Plan, *, items: Sequence[Item] | None = 
         items: all pictures of the experiment, where the plan holds a share of them. shard: which share ("1/4").
 
     Raises:
-        UsageError: the folder holds another experiment, or something else.
+        UsageError: the folder holds another experiment, something else, or judged edits that this experiment has no more.
     """
     experiment = plan.experiment
     recorded = {
@@ -125,6 +126,7 @@ def begin(files: ExperimentFiles, plan: Plan, *, items: Sequence[Item] | None = 
                 f"run: {str(files.folder)!r} holds the experiment {stored.get('experiment', {}).get('name')!r}, not {experiment.name!r}; "
                 "give another folder"
             )
+        _still_planned(files, experiment, plan.items if items is None else items)
         now = package_versions()
         changed = [k for k in stored.get("versions", {}) if now.get(k) != stored["versions"][k]]
         if changed:
@@ -138,6 +140,26 @@ def begin(files: ExperimentFiles, plan: Plan, *, items: Sequence[Item] | None = 
         "experiment.json",
         {**stored, **recorded, "hash": experiment.hash, "experiment": experiment.record()},
     )
+
+
+def _still_planned(files: ExperimentFiles, experiment: Experiment, items: Sequence[Item]) -> None:
+    """What is judged counts in every table, so an experiment that has no place for it any more is another one."""
+    if not files.run.exists():
+        return
+    names = names_of(planned_cases(experiment, items))
+    gone = [
+        row
+        for row in files.run.case_rows()
+        if row.arm != "control" and "step" in row.tags and place_of(row) not in names.get(str(row.tags["step"]), ())
+    ]
+    if gone:
+        one = gone[0]
+        raise UsageError(
+            f"run: {len(gone)} judged edits are not in this experiment any more (first: method {one.method!r} of image {one.image_id!r}, "
+            f"{one.prompt_kind} prompt, by {one.editor!r}): an attack, editor, purifier, picture, prompt, seed, label or table was changed "
+            f"or taken out of the file. An experiment may grow, but {str(files.folder)!r} would mix two: give another folder, or put back "
+            "what was there"
+        )
 
 
 class _Editors:

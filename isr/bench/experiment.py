@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    StringConstraints,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -74,7 +75,7 @@ def _options(options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
-Label = Annotated[str, Field(max_length=80, pattern=r"^[^\x00-\x1f]*$")]
+Label = Annotated[str, StringConstraints(strip_whitespace=True, max_length=80, pattern=r"^[^\x00-\x1f]*$")]
 
 
 def _metric(name: Any, info: ValidationInfo) -> Any:

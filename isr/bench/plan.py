@@ -17,7 +17,7 @@ from .experiment import SET_METRICS, AttackEntry, EditorEntry, Experiment, Purif
 
 __all__ = [
     "KINDS", "NONE", "PIPELINE", "CaseSpec", "Cell", "Job", "Kind", "Plan", "Step", "cell_of", "editor_record", "image_seed",
-    "make_plan", "planned_cases", "planned_counts", "step_key",
+    "make_plan", "planned_cases", "planned_counts", "planned_steps", "step_key",
 ]  # fmt: skip
 
 Kind = Literal["immunize", "edit", "measure"]
@@ -327,6 +327,14 @@ def planned_counts(experiment: Experiment, items: Sequence[_Picture]) -> dict[st
     builder.sets()
     found: dict[str, int] = {kind: sum(s.kind == kind for s in builder.steps.values()) for kind in KINDS}
     return {**found, "cases": len(builder.cases), "controls": len({c.control for c in builder.cases})}
+
+
+def planned_steps(experiment: Experiment, items: Sequence[_Picture]) -> dict[str, Kind]:
+    """Names and kinds of all steps of an experiment on these pictures."""
+    builder = _Builder(experiment, items)
+    builder.lay_out()
+    builder.sets()
+    return {key: step.kind for key, step in builder.steps.items()}
 
 
 def planned_cases(experiment: Experiment, items: Sequence[_Picture]) -> list[CaseSpec]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,44 @@ from .dataset import StoredItem, stored_items
 from .experiment import Experiment
 from .files import ExperimentFiles, StepRow
 from .order import in_plan_order, ordered_judgements
-from .plan import NONE, planned_cases
+from .plan import NONE, CaseSpec, planned_cases
 
-__all__ = ["load_report", "unjudged_records"]
+__all__ = ["load_report", "names_of", "place_of", "unjudged_records"]
+
+#: What a case is called and where it belongs, apart from its pictures.
+Place = tuple[object, ...]
+
+
+def place_of(row: CaseRecord) -> Place:
+    """Of a stored row, as `names_of` has it of a planned one."""
+    tags = row.tags
+    return (
+        row.method, row.editor, row.prompt_kind, row.purifier, row.image_id, row.arm, row.category,
+        *(tags.get(t) for t in ("source", "table", "unseen", "redraw")),
+    )  # fmt: skip
+
+
+def names_of(cases: Iterable[CaseSpec]) -> dict[str, set[Place]]:
+    """Edit step → every place in which the plan shows it."""
+    found: dict[str, set[Place]] = {}
+    for c in cases:
+        purifier = None if c.purifier == NONE else c.purifier
+        found.setdefault(c.edit, set()).add(
+            (
+                c.method,
+                c.target,
+                c.prompt_kind,
+                purifier,
+                c.image_id,
+                c.arm,
+                c.category,
+                c.source,
+                c.table,
+                c.unseen,
+                c.redraw,
+            )
+        )
+    return found
 
 
 def load_report(folder: str | Path) -> Report:
