@@ -51,7 +51,7 @@ def test_loss_falls_on_a_trained_editor(name: str, editor: Any) -> None:
 
 def test_sifm_changes_edits_more_than_noise_does(editor: Any) -> None:
     world = miniworld(n=3, split="design")
-    settings = {"guidance": 3.0, "image_guidance": 1.2, "steps": 8}
+    settings = {"steps": 8}
     plain = to_tensor(editor.edit(world.images, world.prompts, seeds=[0, 1, 2], **settings))
     moved = {}
     for name, more in (("sifm", {"iterations": 30, "alpha": 0.006}), ("noise", {})):

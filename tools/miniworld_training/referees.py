@@ -36,7 +36,7 @@ REFEREES: dict[str, dict[str, Any]] = {
     "c": {"kind": "patches", "width": 128, "seed": 303, "rate": 8e-4},
 }
 _SPAN, _EXAM = 12_000, 400
-_EDIT = 0.3  # how degraded an undisturbed edit counts in training
+_EDIT = 0.15  # how degraded an undisturbed edit counts in training
 
 
 def _noise_blur_blocks(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
