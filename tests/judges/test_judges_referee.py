@@ -227,9 +227,10 @@ def test_held_out_edits_of_the_trained_editor_show_what_was_asked_to_both_refere
         image_guidance_scale=1.0, generator=generators, output_type="pil",
     ).images  # fmt: skip
     cases = [(edit, i.image, i.prompt) for edit, i in zip(edits, items, strict=True)]
-    # Degradation is left out: by the labels half of the unattacked edits are still degraded (docs/miniworld.md).
-    shown = np.all([[not v.semantic_mismatch for v in judge.judge(cases)] for judge in judges], axis=0)
-    assert shown.mean() > 0.85  # measured shares stand beside the card; this only catches a broken editor or referee
+    given = [judge.judge(cases) for judge in judges]
+    # measured shares stand beside the card; these only catch a broken editor or referee
+    assert np.all([[not v.semantic_mismatch for v in row] for row in given], axis=0).mean() > 0.85
+    assert np.all([[not v.defeated for v in row] for row in given], axis=0).mean() > 0.6
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
