@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections import Counter
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,17 +10,14 @@ from ..lock import package_versions
 from .plugins import import_user_plugins
 from .results import Results
 
-__all__ = ["CARD_VERSION", "hardware", "make_card", "write_card"]
+__all__ = ["CARD_VERSION", "make_card", "write_card"]
 
 CARD_VERSION = 1
 
 
-def make_card(results: Results, *, engine: Mapping[str, object] | None = None) -> dict[str, Any]:
-    """The card of a run, from its stored rows. Its numbers are `measured`; published ones never enter it.
-
-    Args:
-        engine: of the last making, as it describes itself; None: unknown.
-    """
+def make_card(results: Results) -> dict[str, Any]:
+    """The card of a run, from its stored rows. Its numbers are `measured`; published ones never enter it. `makings` says when,
+    on what and by which engine the steps were made (of those that were killed, nothing)."""
     report = results.report
     steps = results.steps.values()
     protection = results.protection.to_dict("records") if not results.protection.empty else []
@@ -46,8 +40,7 @@ def make_card(results: Results, *, engine: Mapping[str, object] | None = None) -
         "seconds": {
             k: round(sum(r.seconds or 0.0 for r in steps if r.kind == k), 1) for k in ("immunize", "edit", "measure")
         },
-        "hardware": hardware(),
-        "engine": dict(engine or {}),
+        "makings": results.info.get("makings", []),
         "verified_budget": [
             {k: r[k] for k in ("method", "source", "images", "budget", "levels_max", "l2_max")} for r in protection
         ],
@@ -91,21 +84,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and GPUs of this machine (GPUs only where torch is loaded already)."""
-    import sys
-
-    found: dict[str, Any] = {
-        "machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count(), "processor": platform.processor(),
-    }  # fmt: skip
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found
-
-
-def write_card(results: Results, *, engine: Mapping[str, object] | None = None) -> dict[str, Any]:
+def write_card(results: Results) -> dict[str, Any]:
     """Make the card and put it into the run."""
-    card = make_card(results, engine=engine)
+    card = make_card(results)
     results.files.write_record("card.json", card)
     return card

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from .dataset import Item
 from .engine import Engine, Failed, StepError
 from .experiment import Experiment, canonical_json
 from .files import ExperimentFiles, StepRow
+from .machine import hardware
 from .plan import Plan, planned_cases, planned_counts
 from .records import names_of, place_of
 from .schedule import Scheduler
@@ -276,31 +278,35 @@ def make_pictures(
     png = picture_reader(files, keeper.rows, pictures)
     under_way = 0
     stopping = False
-    with engine:
-        while True:
-            for resource in [] if stopping else engine.room():
-                number = scheduler.next(resource)
-                if number is None:
+    try:
+        with engine:
+            while True:
+                for resource in [] if stopping else engine.room():
+                    number = scheduler.next(resource)
+                    if number is None:
+                        break
+                    job = plan.jobs[number]
+                    given = tuple(tuple(png(name) for name in step.inputs) for step in job.steps)
+                    engine.submit(Batch(number, job.steps, given, job.resource, scheduler.quick(number)))
+                    under_way += 1
+                if under_way == 0:
                     break
-                job = plan.jobs[number]
-                given = tuple(tuple(png(name) for name in step.inputs) for step in job.steps)
-                engine.submit(Batch(number, job.steps, given, job.resource, scheduler.quick(number)))
-                under_way += 1
-            if under_way == 0:
-                break
-            for result in engine.wait():
-                under_way -= 1
-                if isinstance(result, Failed):
-                    lost = scheduler.fail(result.number)
-                    failed.append(result.message + (f"\n  {lost} further batches rest on it" if lost else ""))
-                    stopping = not keep_going
-                    continue
-                clock.add(result)
-                keeper.keep(result, report)
-                scheduler.finished(result.number, result.rows)
-                if progress is not None:
-                    progress(report.done + report.skipped, len(plan.steps))
+                for result in engine.wait():
+                    under_way -= 1
+                    if isinstance(result, Failed):
+                        lost = scheduler.fail(result.number)
+                        failed.append(result.message + (f"\n  {lost} further batches rest on it" if lost else ""))
+                        stopping = not keep_going
+                        continue
+                    clock.add(result)
+                    keeper.keep(result, report)
+                    scheduler.finished(result.number, result.rows)
+                    if progress is not None:
+                        progress(report.done + report.skipped, len(plan.steps))
+    finally:  # however it ended: what was done by then was done here
         report.seconds, report.workers = clock.stop(), clock.workers
+        if report.done:
+            _remember(files, report, engine)
     report.failed = failed
     if failed:
         raise StepError(
@@ -308,6 +314,14 @@ def make_pictures(
             "command goes on:\n- " + "\n- ".join(failed[:5])
         )
     return report
+
+
+def _remember(files: ExperimentFiles, report: Making, engine: Engine) -> None:
+    """Who made what, for the result card: a run is often made on one machine and judged on another."""
+    info = files.read_record("experiment.json")
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    making = {"at": at, **report.record(), "engine": engine.describe(), "hardware": hardware()}
+    files.write_record("experiment.json", {**info, "makings": [*info.get("makings", []), making]})
 
 
 def folder_of(experiment: Experiment, out: str | Path | None) -> Path:

@@ -25,9 +25,10 @@ class DryRun:
 
     Attributes:
         immunizations, edits, measurements, cases: in all. done: steps that are there already.
-        judgements: calls per vote, controls included. pictures: files that will be written.
+        judgements: calls in all, controls included. judged: cases that are judged already, controls among them.
+        pictures: files in all.
         disk: upper end in bytes (raw pixels; PNG is smaller). hours: of one worker, by kind, from steps of this run that are
-            done; None where nothing has been measured. money: (low, high) US dollars, or None. notes: why something is unknown.
+            done, for what is left; None where nothing has been measured. money: (low, high) US dollars for what is left, or None. notes: why something is unknown.
     """
 
     immunizations: int
@@ -37,6 +38,7 @@ class DryRun:
     controls: int
     done: int
     judgements: int
+    judged: int
     pictures: int
     disk: int
     hours: Mapping[str, float | None]
@@ -49,7 +51,8 @@ class DryRun:
             f"edits          {self.edits:,}  ({self.controls:,} of them controls)",
             f"measurements   {self.measurements:,}",
             f"steps done     {self.done:,} of {self.immunizations + self.edits + self.measurements:,}",
-            f"judgements     {self.judgements:,}  ({self.cases:,} cases of the immunized and noise arms, and their controls)",
+            f"judgements     {self.judgements:,}  ({self.cases:,} cases of the immunized and noise arms, and their controls"
+            + (f"; {self.judged:,} of {self.cases + self.controls:,} are judged)" if self.judged else ")"),
             f"disk           at most {_bytes(self.disk)} for {self.pictures:,} pictures",
         ]
         for kind, hours in self.hours.items():
@@ -64,11 +67,12 @@ class DryRun:
         return "\n".join([*lines, *(f"  ! {n}" for n in self.notes)])
 
 
-def dry_run(plan: Plan, done: Mapping[str, StepRow], judges: Sequence[Judge] | IsrError) -> DryRun:
+def dry_run(plan: Plan, done: Mapping[str, StepRow], judges: Sequence[Judge] | IsrError, *, judged: int = 0) -> DryRun:
     """The figures of a plan.
 
     Args:
         done: finished steps of the run (from which times are taken). judges: or why there are none.
+        judged: cases that are judged already.
     """
     left = [s for s in plan.steps.values() if s.key not in done]
     notes: list[str] = []
@@ -91,10 +95,10 @@ def dry_run(plan: Plan, done: Mapping[str, StepRow], judges: Sequence[Judge] | I
     else:
         count = len(plan.cases) + len(controls)
         judgements = count * len(judges) * plan.experiment.judging.votes
-        money = _money(plan, judges, count, notes)
+        money = _money(plan, judges, max(count - judged, 0), notes)
     return DryRun(
         immunizations=plan.count("immunize"), edits=plan.count("edit"), measurements=plan.count("measure"), cases=len(plan.cases),
-        controls=len(controls), done=len(plan.steps) - len(left), judgements=judgements, pictures=pictures,
+        controls=len(controls), done=len(plan.steps) - len(left), judgements=judgements, judged=judged, pictures=pictures,
         disk=round(pictures * sum(sizes) / len(sizes)), hours=hours, money=money, notes=tuple(notes),
     )  # fmt: skip
 

@@ -73,8 +73,14 @@ class ExperimentFiles:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the lock; a second process on the same run gets a clear error and changes nothing."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "a+b") as file:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = open(self.folder / ".lock", "a+b")  # noqa: SIM115 - held open by the block below
+        except OSError as error:
+            raise UsageError(
+                f"run: cannot write into {str(self.folder)!r} ({error.strerror or type(error).__name__}); give another folder"
+            ) from error
+        with lock as file:
             if not _try_lock(file.fileno()):
                 file.seek(0)
                 holder = file.read(64).decode("ascii", "replace").strip() or "unknown"

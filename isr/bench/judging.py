@@ -21,7 +21,7 @@ from .experiment import Experiment
 from .files import ExperimentFiles, StepRow
 from .plan import NONE, CaseSpec, Plan
 
-__all__ = ["Judged", "experiment_judges", "judge_open", "judge_run", "judging_arguments", "make_cases"]
+__all__ = ["Judged", "experiment_judges", "judge_open", "judge_run", "judged_cases", "judging_arguments", "make_cases"]
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,17 @@ class Judged:
     missing: int
 
 
-def experiment_judges(experiment: Experiment, allow_hosts: Sequence[str] = ()) -> list[Judge]:
-    """The judges that the file names; servers given by @url need `--allow-host`."""
+def experiment_judges(
+    experiment: Experiment, allow_hosts: Sequence[str] = (), *, cache: bool | str | Path = False
+) -> list[Judge]:
+    """The judges that the file names; servers given by @url need `--allow-host`. cache: checked with them."""
     spec = list(experiment.judging.judges)
     if len(spec) == 1:
         spec = spec[0]  # type: ignore[assignment] # a preset stands alone
     try:
         found = list(RESOLVERS.load("judges")(spec, from_file=True, allow_hosts=list(allow_hosts)))
         # The rubric, the policy and the prices too are wrong now or never, not after hours of edits.
-        evaluation.plan_judging(judges=found, cache=False, **judging_arguments(experiment))
+        evaluation.plan_judging(judges=found, cache=cache, **judging_arguments(experiment))
         return found
     except IsrError:
         raise
@@ -58,6 +60,11 @@ def judging_arguments(experiment: Experiment) -> dict[str, Any]:
         "consensus": told.consensus, "votes": told.votes, "lazy": told.lazy, "max_side": told.max_side,
         "max_cost": told.max_cost, "rubric": rubric,
     }  # fmt: skip
+
+
+def judged_cases(files: ExperimentFiles) -> int:
+    """Cases of a folder that are judged, controls among them."""
+    return sum(1 for _ in files.run.case_rows()) if files.run.exists() else 0
 
 
 def make_cases(plan: Plan, files: ExperimentFiles, rows: Mapping[str, StepRow]) -> Iterator[EditCase]:

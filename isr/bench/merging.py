@@ -77,8 +77,11 @@ def merge_experiments(runs: Sequence[str | Path], out: str | Path, *, images: bo
     target.append_steps(list(rows.values()))
     counts = planned_counts(experiment, stored_items(infos[0], str(runs[0])))
     history = list(dict.fromkeys(h for info in infos for h in info.get("history", ())))
+    makings = [m for info in infos for m in info.get("makings", ())]
     # Last, because it is what makes the folder an experiment's run.
-    target.write_record("experiment.json", {**infos[0], "plan": counts, "history": history, "shard": None})
+    target.write_record(
+        "experiment.json", {**infos[0], "plan": counts, "history": history, "makings": makings, "shard": None}
+    )
     return target.folder
 
 

@@ -47,21 +47,22 @@ def pack_run(folder: str | Path, out: str | Path, *, images: bool = True) -> Pat
             if path.is_file() and not path.is_symlink():
                 parts[f"images/{digest}.png"] = path
     sums: dict[str, str] = {}
+    name_of_run = files.folder.resolve().name or "run"
     temporary = target.with_name(target.name + ".part")
     with zipfile.ZipFile(temporary, "w") as archive:
         for name, path in parts.items():
             data = path.read_bytes()
             sums[name] = hashlib.sha256(data).hexdigest()
-            _add(archive, f"{files.folder.name}/{name}", data, stored=name.endswith(".png"))
+            _add(archive, f"{name_of_run}/{name}", data, stored=name.endswith(".png"))
         listing = io.StringIO()
         for name, digest in sums.items():
             listing.write(f"{digest}  {name}\n")
-        _add(archive, f"{files.folder.name}/SHA256SUMS", listing.getvalue().encode("utf-8"))
+        _add(archive, f"{name_of_run}/SHA256SUMS", listing.getvalue().encode("utf-8"))
         readme = {
             "what": "a run of isr; unpack it and run: isr check FOLDER, isr tables FOLDER, isr report FOLDER",
             "files": len(sums),
         }
-        _add(archive, f"{files.folder.name}/README.json", json.dumps(readme, indent=2).encode("utf-8"))
+        _add(archive, f"{name_of_run}/README.json", json.dumps(readme, indent=2).encode("utf-8"))
     temporary.replace(target)
     return target
 

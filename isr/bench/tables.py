@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,21 @@ def make_tables(results: Results, *, also_reported: Sequence[str] = ()) -> list[
     tables += _protection(results)
     for number in also_reported:
         tables.append(_published(number))
-    return tables
+    return _told_apart(tables)
+
+
+def _told_apart(tables: Sequence[PaperTable]) -> list[PaperTable]:
+    """Labels that differ in signs or case only would share a file: the second table of a key gets a number."""
+    taken: set[str] = set()
+    out = []
+    for table in tables:
+        key, number = table.key, 1
+        while key.lower() in taken:
+            number += 1
+            key = f"{table.key}.{number}"
+        taken.add(key.lower())
+        out.append(replace(table, key=key))
+    return out
 
 
 def _control_tables(results: Results) -> list[PaperTable]:
@@ -216,6 +231,9 @@ def _control_tables(results: Results) -> list[PaperTable]:
             continue
         shares = []
         for name in ("broken_share", "noise_broken_share", "abbott"):
+            if name == "noise_broken_share" and r["arm"] == "noise":
+                shares.append(_DASH)  # it is that arm
+                continue
             shares.append(_percent(r[name]) if _given(r[name]) else "absent")
             if not _given(r[name]) and r[f"{name}_absent"]:
                 reasons[f"{name.replace('_', ' ')} absent: {r[f'{name}_absent']}"] = None
@@ -260,11 +278,12 @@ def _purifier_tables(results: Results) -> list[PaperTable]:
             for row in [*(found.get(p) for p in purifiers), last[0] if last else None]:
                 cells += _purified(row)
             body.append(tuple(cells))
+        what = "" if table == "main" else f"{table}: "
         key = _safe(f"purifiers-{table}-{source}-to-{target}-{kind or 'all'}")
         out.append(
             PaperTable(
                 key,
-                f"Purifiers before the edit, {source} → {target}, {_KINDS.get(str(kind), str(kind)).lower()}",
+                f"Purifiers before the edit, {what}{source} → {target}, {_KINDS.get(str(kind), str(kind)).lower()}",
                 tuple(heads), tuple(body),
                 (
                     "Each purifier has its own control: the same purifier on the unprotected original. Worst case per image: for every "

@@ -94,17 +94,23 @@ def _figure(options: argparse.Namespace) -> int:
     from ..bench.figures import write_grid, write_misleading
     from ..bench.results import Results
     from ..errors import UsageError
+    from .evaluate import naming, writable_file
 
+    if options.rows < 1:
+        raise UsageError(f"--rows: expected at least 1, got {options.rows}")
+    writable_file("--out", options.out)
     results = Results(options.run_folder)
     if options.misleads:
         if options.id or options.rule != "first":
             raise UsageError("--misleads has a rule of its own; leave --rule and --id out")
-        cases = write_misleading(results, options.out, options.misleads, n=options.rows, target=options.target)
+        with naming("--out", options.out):
+            cases = write_misleading(results, options.out, options.misleads, n=options.rows, target=options.target)
         columns = ["image_id", "prompt", "method", "value", "far", "outcome", "disagreement"]
         print(cases[columns].to_string(index=False, float_format=lambda v: f"{v:.3f}"))
         print(f"figure: {options.out}, {len(cases)} edits on which {options.misleads} and the judges disagree most")
         return 0
-    n = write_grid(results, options.out, rule=options.rule, ids=options.id, n=options.rows, target=options.target)
+    with naming("--out", options.out):
+        n = write_grid(results, options.out, rule=options.rule, ids=options.id, n=options.rows, target=options.target)
     print(f"figure: {options.out}, {n} rows chosen by {'id' if options.id else f'the rule {options.rule!r}'}")
     return 0
 
@@ -116,13 +122,14 @@ def _run(options: argparse.Namespace) -> int:
     from ..bench.estimate import dry_run
     from ..bench.experiment import load_experiment
     from ..bench.files import ExperimentFiles
-    from ..bench.judging import experiment_judges, judge_open, judge_run
+    from ..bench.judging import experiment_judges, judge_open, judge_run, judged_cases, judging_arguments
     from ..bench.plan import make_plan
     from ..bench.plugins import import_user_plugins
     from ..bench.remeasure import lacking_text, retry_missing
     from ..bench.results import Results
     from ..bench.tables import write_tables
     from ..errors import IsrError
+    from .evaluate import same_judges
 
     import_user_plugins()
     experiment = load_experiment(options.experiment)
@@ -136,17 +143,18 @@ def _run(options: argparse.Namespace) -> int:
             judges = experiment_judges(experiment, options.allow_host) if experiment.judging.judges else []
         except IsrError as error:
             judges = error
-        print(
-            f"{experiment.name}: {len(plan.items)} pictures → {folder}\n{dry_run(plan, files.steps(), judges).text()}"
-        )
+        figures = dry_run(plan, files.steps(), judges, judged=judged_cases(files))
+        print(f"{experiment.name}: {len(plan.items)} pictures → {folder}\n{figures.text()}")
         return 0
     wants_judges = bool(experiment.judging.judges) and not options.no_judging
-    # A judge that cannot be used is found before hours of edits, not after them.
-    asked = experiment_judges(experiment, options.allow_host) if wants_judges else []
     cache: Any = False if options.no_cache else options.cache or True
+    # What cannot be used (judges, their cache, the engine) is found before hours of edits, not after them.
+    asked = experiment_judges(experiment, options.allow_host, cache=cache) if wants_judges else []
+    engine = _engine(options)
     with files.writing():
+        if asked:
+            same_judges(folder, {"judges": asked, "cache": cache, **judging_arguments(experiment)})
         begin(files, plan, items=items, shard=options.shard)
-        engine = _engine(options)
         with _Bar("steps", len(plan.steps), options.quiet) as bar:
             made = make_pictures(plan, files, engine, keep_going=options.keep_going, progress=bar.to)
         print(
@@ -164,7 +172,7 @@ def _run(options: argparse.Namespace) -> int:
             print(f"{judged.cases} cases judged" + (f", {again} asked again" if again else ""))
         results = Results(folder)
         write_tables(results, folder / "tables")
-        write_card(results, engine=engine.describe())
+        write_card(results)
     if results.report is not None:
         print("\n" + results.report.summary())
     print(f"\nrun: {folder}\ntables: {folder / 'tables' / 'tables.md'}\ncard: {folder / 'card.json'}")
@@ -172,6 +180,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _engine(options: argparse.Namespace) -> Engine:
+    from ..errors import UsageError
+
+    for name in ("gpus", "address"):
+        if options.engine != "ray" and getattr(options, name) is not None:
+            raise UsageError(f"--{name} belongs to --engine ray; the local engine has one process per GPU, or per core")
     if options.engine == "ray":
         from ..bench.ray_engine import RayEngine
 
@@ -218,16 +231,20 @@ def _tables(options: argparse.Namespace) -> int:
     from ..bench.results import Results
     from ..bench.tables import make_tables, write_tables
     from ..errors import UsageError
+    from .evaluate import naming
 
     wanted = [n.strip().upper() for n in options.reported.split(",") if n.strip()]
     unknown = [n for n in wanted if n not in ("II", "III", "IV", "V", "VI", "VII")]
     if unknown:
         raise UsageError(f"--reported: {unknown[0]!r} is none of II, III, IV, V, VI, VII")
+    if options.resamples < 1:
+        raise UsageError(f"--resamples: expected at least 1, got {options.resamples}")
     results = Results(options.run_folder, n_boot=options.resamples)
     out = options.out or options.run_folder / "tables"
+    with naming("--out", out):
+        write_tables(results, out, also_reported=wanted)
     for table in make_tables(results, also_reported=wanted):
         print(table.markdown())
-    write_tables(results, out, also_reported=wanted)
     print(f"tables: {out}")
     return 0
 
@@ -242,18 +259,23 @@ def _check(options: argparse.Namespace) -> int:
 
 def _pack(options: argparse.Namespace) -> int:
     from ..bench.packing import pack_run
+    from .evaluate import naming
 
     folder = options.run_folder
-    out = options.out or folder.with_name(folder.name + ".zip")
-    print(f"packed: {pack_run(folder, out, images=not options.no_images)}")
+    out = options.out or folder.absolute().with_name(folder.absolute().name + ".zip")
+    with naming("--out", out):
+        print(f"packed: {pack_run(folder, out, images=not options.no_images)}")
     return 0
 
 
 def _import(options: argparse.Namespace) -> int:
     from ..bench.importing import import_folder, load_rules
+    from .evaluate import naming, writable_file
 
+    writable_file("--out", options.out)
     found = import_folder(options.folder, load_rules(options.rules), rules_folder=options.rules.parent)
-    path = found.write(options.out, options.folder)
+    with naming("--out", options.out):
+        path = found.write(options.out, options.folder)
     print(
         f"{len(found.rows)} edits in {path}; {found.without_original} without original, {found.without_control} without control, "
         f"{found.without_immunized} without immunized picture; {len(found.unmatched)} pictures fit no pattern"

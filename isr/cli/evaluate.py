@@ -152,7 +152,7 @@ def writable_run(argument: str, folder: Path | None) -> None:
         raise UsageError(f"{argument}: {str(folder)!r} cannot be written (no permission in {str(there)!r})")
 
 
-def _same_judges(folder: Path | None, arguments: dict[str, Any]) -> None:
+def same_judges(folder: Path | None, arguments: dict[str, Any]) -> None:
     """Refuse, before anything is paid, to add to a run that was judged differently.
 
     Raises:
@@ -196,7 +196,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     writable_run("--out", options.out)
     writable_file("--html", options.html)
     arguments = judging_arguments(options)
-    _same_judges(options.out, arguments)
+    same_judges(options.out, arguments)
     report = evaluate(options.manifest, progress=False if options.quiet else None, **arguments)
     try:
         # First of all: whatever goes wrong with showing it, the run is there.
