@@ -53,7 +53,7 @@ def check_run(folder: str | Path) -> Check:
         UsageError: no experiment run there. IntegrityError: files that are not of this layout at all.
     """
     files = ExperimentFiles.at(folder)
-    info = files.read_record("experiment.json")
+    info = files.info()
     found = Check()
     try:
         Experiment.of(info.get("experiment", {}), source=repr(str(folder)), stored=True)

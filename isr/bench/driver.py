@@ -118,7 +118,7 @@ def begin(files: ExperimentFiles, plan: Plan, *, items: Sequence[Item] | None = 
             raise UsageError(f"run: {str(files.folder)!r} is not empty and holds no experiment; give a new folder")
         stored: dict[str, Any] = {"layout": LAYOUT, "versions": package_versions(), "history": []}
     else:
-        stored = files.read_record("experiment.json")
+        stored = files.info()
         if stored.get("layout") != LAYOUT:
             raise IntegrityError(
                 f"{files.folder}: experiment layout {stored.get('layout')!r}, this version reads {LAYOUT}"
@@ -318,7 +318,7 @@ def make_pictures(
 
 def _remember(files: ExperimentFiles, report: Making, engine: Engine) -> None:
     """Who made what, for the result card: a run is often made on one machine and judged on another."""
-    info = files.read_record("experiment.json")
+    info = files.info()
     at = datetime.now(UTC).isoformat(timespec="seconds")
     making = {"at": at, **report.record(), "engine": engine.describe(), "hardware": hardware()}
     files.write_record("experiment.json", {**info, "makings": [*info.get("makings", []), making]})

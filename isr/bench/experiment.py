@@ -67,7 +67,9 @@ def _name_of(registry: Registry) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+def _options(options: Any) -> Any:
+    if not isinstance(options, Mapping):
+        return options  # pydantic says what it should be
     refused = sorted(_REFUSED & set(options))
     if refused:
         raise ValueError(f"{refused[0]!r} cannot be set from an experiment file")

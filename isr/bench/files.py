@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
 from ..errors import IntegrityError, UsageError
 from ..schema import Record
 from ..store import RunFiles, is_digest, write_atomic
 from .plan import Kind
 
-__all__ = ["ExperimentFiles", "StepRow", "filled"]
+__all__ = ["ExperimentFiles", "RunInfo", "StepRow", "filled"]
 
 
 class StepRow(Record):
@@ -48,9 +48,89 @@ class StepRow(Record):
     digest: str | None = None
     purified: str | None = None
     result: dict[str, Any] = Field(default_factory=dict)
-    seconds: float | None = None
+    seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     worker: str = ""
     at: str = ""
+
+    @model_validator(mode="after")
+    def _readable(self) -> StepRow:
+        """A row may come from a stranger: whatever tables, checks and merges read of it is there and of its type."""
+        if wrong := wrong_in(self.kind, self.result):
+            raise ValueError(wrong)
+        if len(self.inputs) < (2 if self.kind == "measure" and self.spec.get("against") != "prompt" else 1):
+            raise ValueError(f"inputs: {len(self.inputs)} are too few for a step of kind {self.kind}")
+        for name in self.inputs:
+            kind, _, rest = name.partition(":")
+            if kind != "text" and not (kind in ("picture", "step") and is_digest(rest)):
+                raise ValueError(f"inputs: {name[:80]!r} is no picture:DIGEST, step:KEY or text:TEXT")
+        if self.kind != "measure" and self.digest is None:
+            raise ValueError(f"digest: a finished step of kind {self.kind} has a picture")
+        json.dumps([self.spec, self.result], allow_nan=False)
+        return self
+
+
+def wrong_in(kind: Kind, result: Mapping[str, Any]) -> str:
+    """What is not of its type in a step's result; empty where nothing is."""
+
+    def part(name: str, value: Any, fits: bool) -> str:
+        return "" if fits else f"result: {name} is {value!r:.60}"
+
+    if kind == "measure":
+        metrics = result.get("metrics")
+        if not isinstance(metrics, dict):
+            return part("metrics", metrics, False)
+        return next((w for name, told in metrics.items() if (w := part(name, told, _is_value(told)))), "")
+    editor = result.get("editor")
+    wrong = part("editor", editor, editor is None or isinstance(editor, dict))
+    if kind == "edit":
+        seedable = result.get("seedable", True)
+        return wrong or part("seedable", seedable, isinstance(seedable, bool))
+    measured, budget = result.get("measured"), result.get("budget")
+    sizes = isinstance(measured, dict) and _is_number(measured.get("levels")) and _is_number(measured.get("l2"))
+    known = budget is None or (
+        isinstance(budget, dict) and isinstance(budget.get("norm"), str) and _is_number(budget.get("eps"))
+    )
+    return wrong or part("measured", measured, sizes) or part("budget", budget, known)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_value(told: Any) -> bool:
+    """One value of a metric, or why there is none (isr/bench/work.py)."""
+    return (
+        isinstance(told, dict)
+        and "value" in told
+        and (told["value"] in (None, "inf") or _is_number(told["value"]))
+        and isinstance(told.get("reason", ""), str)
+        and ("convention" not in told or (isinstance(told["convention"], str) and "higher_is_closer" in told))
+    )
+
+
+class RunInfo(Record):
+    """experiment.json.
+
+    Attributes:
+        layout: of the folder. experiment, hash: as planned last. history: hashes before. versions: of packages at the first start.
+        items, shard: the pictures in the plan's order, and which share of them this folder is to have. plan: counts.
+        makings: when, where and how steps were made.
+    """
+
+    layout: int
+    experiment: dict[str, Any]
+    hash: str
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    history: list[str] = Field(default_factory=list)
+    plan: dict[str, int] = Field(default_factory=dict)
+    items: list[Any] = Field(default_factory=list)
+    shard: str | None = None
+    makings: list[dict[str, Any]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _finite(self) -> RunInfo:
+        json.dumps([self.experiment, self.items, self.makings], allow_nan=False)
+        return self
 
 
 @dataclass(frozen=True)
@@ -110,6 +190,19 @@ class ExperimentFiles:
         if not isinstance(found, dict):
             raise IntegrityError(f"{path}: expected a JSON object")
         return found
+
+    def info(self) -> dict[str, Any]:
+        """experiment.json as `RunInfo` has it.
+
+        Raises:
+            UsageError: there is none. IntegrityError: it is not of this layout.
+        """
+        try:
+            return RunInfo.model_validate(self.read_record("experiment.json")).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise IntegrityError(f"{self.folder / 'experiment.json'}: {where}: {first['msg']}") from error
 
     # -------------------------------------------------------------------------------------------------- steps
 

@@ -35,7 +35,7 @@ def merge_experiments(runs: Sequence[str | Path], out: str | Path, *, images: bo
     if target.folder.exists() and any(target.folder.iterdir()):
         raise UsageError(f"merge: {str(out)!r} is not empty; give a new folder")
     parts = [ExperimentFiles.at(run) for run in runs]
-    infos = [part.read_record("experiment.json") for part in parts]
+    infos = [part.info() for part in parts]
     for run, info in zip(runs, infos, strict=True):
         if info.get("layout") != LAYOUT:
             raise IntegrityError(f"{run}: experiment layout {info.get('layout')!r}, this version reads {LAYOUT}")

@@ -55,7 +55,7 @@ def names_of(cases: Iterable[CaseSpec]) -> dict[str, set[Place]]:
 def load_report(folder: str | Path) -> Report:
     """`Report.load` of an experiment's folder, its rows in the plan's order instead of the order in which they were judged."""
     report = Report.load(folder)
-    info = ExperimentFiles.at(folder).read_record("experiment.json")
+    info = ExperimentFiles.at(folder).info()
     experiment = Experiment.of(info["experiment"], source=repr(str(folder)), stored=True)
     items = stored_items(info, f"{folder}/experiment.json")
     cases = in_plan_order(report.case_records, experiment, [i.image_id for i in items])

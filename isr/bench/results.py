@@ -73,7 +73,7 @@ class Results:
 
     def __init__(self, folder: str | Path, *, n_boot: int = 10_000) -> None:
         self.files = ExperimentFiles.at(folder)
-        self.info = self.files.read_record("experiment.json")
+        self.info = self.files.info()
         self.experiment = Experiment.of(self.info["experiment"], source=repr(str(folder)), stored=True)
         self.steps = ordered_steps(self.files.steps())
         self.n_boot = n_boot
@@ -308,7 +308,9 @@ class Results:
                 used.setdefault((case.record.method or "", source), set()).add(edit.inputs[0].removeprefix("step:"))
         rows = []
         for (method, source), keys in used.items():
-            made = [self.steps[k] for k in sorted(keys)]
+            made = [self.steps[k] for k in sorted(keys) if k in self.steps]
+            if not made:
+                continue
             sizes = [m.result["measured"] for m in made]
             row: dict[str, Any] = {
                 "method": method, "source": source, "images": len(made), "budget": _budgets(made),

@@ -19,7 +19,7 @@ __all__ = ["status_text"]
 def status_text(folder: str | Path) -> str:
     """Steps done of those planned at the last start, judged cases, and missing verdicts."""
     files = ExperimentFiles.at(folder)
-    info = files.read_record("experiment.json")
+    info = files.info()
     planned = info.get("plan", {})
     rows = files.steps()
     wanted = _wanted(info, str(folder))

@@ -50,6 +50,7 @@ def test_paper_has_the_protocol_of_the_paper() -> None:
         ({"attacks": [{"name": "sifmm"}]}, r"attacks\.0\.name: no attack is called 'sifmm'. Did you mean 'sifm'"),
         ({"editors": [{"name": "ip2p", "options": {"allow_pickle": True}}]}, r"editors\.0\.options: 'allow_pickle' cannot be set"),
         ({"attacks": [{"name": "sifm", "options": {"checkpoint": "/x"}}]}, r"attacks\.0\.options: 'checkpoint' cannot be set"),
+        ({"attacks": [{"name": "sifm", "options": 3}]}, r"attacks\.0\.options: Input should be a valid dictionary"),
         ({"purifiers": ["os:system"]}, r"purifiers\.0\.name: no purifier is called 'os'"),
         ({"judging": {"judges": [], "votes": 2}}, r"judging: votes must be odd, got 2"),
         ({"judging": {"consensus": "best"}}, r"judging\.consensus: no consensus policy is called 'best'"),

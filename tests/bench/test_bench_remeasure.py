@@ -146,7 +146,9 @@ def test_a_damaged_file_is_said_and_keeps_what_was_measured(tmp_path: Path, weig
 
 
 def measurement(**metrics: Any) -> StepRow:
-    return StepRow(key="k", kind="measure", spec={}, inputs=(), result={"metrics": metrics})
+    return StepRow(
+        key="k", kind="measure", spec={}, inputs=(f"step:{'a' * 64}", f"step:{'b' * 64}"), result={"metrics": metrics}
+    )
 
 
 def test_a_number_stands_before_a_reason_and_a_reason_before_missing_weights() -> None:
@@ -158,7 +160,7 @@ def test_a_number_stands_before_a_reason_and_a_reason_before_missing_weights() -
     assert filled(measurement(a=missing), measurement(a=none)).result["metrics"] == {"a": none}
     held = measurement(a=none)
     assert filled(held, measurement(a=missing)) is held
-    edit = StepRow(key="k", kind="edit", spec={}, inputs=(), digest="0" * 64)
+    edit = StepRow(key="k", kind="edit", spec={}, inputs=(f"step:{'a' * 64}",), digest="0" * 64)
     assert filled(edit, measurement(a=number)) is edit
 
 

@@ -48,7 +48,10 @@ def simulate(plan: Plan, workers: int, seconds: Seconds) -> float:
         job = plan.jobs[slots[place].batches.popleft().number]
         there.update(s.key for s in job.steps)
         each = seconds(job) / len(job.steps)
-        rows = [StepRow(key=s.key, kind=s.kind, spec=dict(s.spec), inputs=s.inputs, seconds=each) for s in job.steps]
+        rows = [
+            StepRow.model_construct(key=s.key, kind=s.kind, spec=dict(s.spec), inputs=s.inputs, seconds=each)
+            for s in job.steps
+        ]
         scheduler.finished(plan.jobs.index(job), rows)
         if slots[place].batches:
             begin(place)
@@ -142,7 +145,7 @@ def test_no_schedule_leaves_a_worker_idle_while_a_batch_is_ready(workers: int, t
 
 def row_of(plan: Plan, key: str, seconds: float) -> StepRow:
     step = plan.steps[key]
-    return StepRow(key=key, kind=step.kind, spec=dict(step.spec), inputs=step.inputs, seconds=seconds)
+    return StepRow.model_construct(key=key, kind=step.kind, spec=dict(step.spec), inputs=step.inputs, seconds=seconds)
 
 
 def test_what_is_quick_is_learned_from_finished_steps_of_the_same_spec() -> None:
