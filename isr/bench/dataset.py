@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from ..errors import IntegrityError, Problem, ProblemsError, UsageError
 from ..images import ImageError, ImageRef, as_image
 from ..store import is_digest
 from .experiment import Experiment
+from .spreadsheet import rows_of
 
 __all__ = ["Item", "StoredItem", "load_items", "share", "stored_items"]
 
@@ -199,30 +198,21 @@ def _repeated(original: str, unseen: Sequence[str]) -> str:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix.lower() in (".csv", ".tsv"):
+        yield from (row for _, row in rows_of(path, "data.path"))
+        return
+    if path.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise UsageError(f"data.path: expected a .csv, .tsv or .jsonl file, got {path.name!r}")
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"data.path: cannot read {str(path)!r}: {error}") from error
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise UsageError(f"data.path: {path.name}:{number} is not JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise UsageError(f"data.path: {path.name}:{number} must be a JSON object")
-                yield row
-    elif path.suffix.lower() in (".csv", ".tsv"):
-        table = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        try:
-            for row in table:
-                if None in row:
-                    raise UsageError(
-                        f"data.path: {path.name}, line {table.line_num}: more fields than the head names; quote texts that hold commas"
-                    )
-                yield row
-        except csv.Error as error:
-            raise UsageError(f"data.path: {path.name}, line {table.line_num}: {error}") from error
-    else:
-        raise UsageError(f"data.path: expected a .csv, .tsv or .jsonl file, got {path.name!r}")
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UsageError(f"data.path: {path.name}:{number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise UsageError(f"data.path: {path.name}:{number} must be a JSON object")
+            yield row

@@ -21,11 +21,9 @@ Rules are a small TOML file:
 
 from __future__ import annotations
 
-import csv
 import json
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +34,13 @@ from ..errors import Problem, ProblemsError, UsageError
 from ..images import ImageError, as_image
 from ..perturbation import measure
 from ..store import write_atomic
+from .naming import FIELD, PICTURES, Candidates, Named, matches
+from .spreadsheet import rows_of
 
 __all__ = ["Imported", "Rules", "import_folder", "load_rules"]
 
 #: Fields that are columns of a manifest; others become tags.
 _COLUMNS = ("method", "editor", "prompt_kind", "category", "seed", "purifier", "arm")
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
 class _Part(BaseModel):
@@ -59,7 +57,7 @@ class _Files(_Part):
     @classmethod
     def _pattern(cls, pattern: str | None) -> str | None:
         if pattern is not None:
-            if "image" not in _FIELD.findall(pattern):
+            if "image" not in FIELD.findall(pattern):
                 raise ValueError(f"{pattern!r} has no {{image}}, which says what belongs together")
             if pattern.startswith("/") or ".." in pattern.split("/") or "\\" in pattern:
                 raise ValueError(f"{pattern!r} must be a path below the folder, with forward slashes")
@@ -149,27 +147,29 @@ def import_folder(folder: str | Path, rules: Rules, *, rules_folder: str | Path 
     names = sorted(_pictures(base))
     problems: list[Problem] = []
     found = {
-        role: _matches(role, pattern, names, problems)
+        role: matches(role, pattern, names, problems)
         for role, pattern in rules.files.model_dump().items()
         if pattern is not None
     }
     # A control is often the edit pattern with one method ("clean"): what a narrower pattern takes is no edit.
-    taken = {name for role in ("control", "original", "immunized") for _, name in found.get(role, [])}
-    edits = [(fields, name) for fields, name in found["edited"] if name not in taken]
+    taken = {one.name for role in ("control", "original", "immunized") for one in found.get(role, [])}
+    edits = [one for one in found["edited"] if one.name not in taken]
+    of_role = {role: Candidates(found[role]) for role in ("original", "control", "immunized") if role in found}
     if not edits and not problems:
         raise UsageError(
             f"files.edited: no picture below {str(folder)!r} fits {rules.files.edited!r}; the first are: {', '.join(names[:5])}"
         )
     prompts = _Prompts_of(rules, base, Path(rules_folder) if rules_folder is not None else base)
     rows: list[dict[str, Any]] = []
-    for fields, name in edits:
+    for edit in edits:
+        name, fields = edit.name, _reading(edit, prompts, of_role.get("original"), problems)
         row: dict[str, Any] = {"edited": name, "id": name, "image_id": fields["image"], **rules.columns}
         row |= {_column(k): rules.rename.get(k, {}).get(v, v) for k, v in fields.items() if k != "image"}
         for role in ("original", "control"):
             if role in found:
-                row[role] = _partner(role, fields, found[role], name, problems)
+                row[role] = _partner(role, of_role[role].of(fields), name, problems)
         if "immunized" in found and row.get("original") is not None:
-            protected = _partner("immunized", fields, found["immunized"], name, problems)
+            protected = _partner("immunized", of_role["immunized"].of(fields), name, problems)
             if protected is not None:
                 row |= _perturbation(base / row["original"], base / protected, protected, problems)
         prompt = prompts.of(fields)
@@ -190,7 +190,7 @@ def import_folder(folder: str | Path, rules: Rules, *, rules_folder: str | Path 
         )
     if problems:
         raise ProblemsError(problems)
-    used = taken | {name for _, name in edits}
+    used = taken | {edit.name for edit in edits}
     return Imported(
         tuple({k: v for k, v in r.items() if v is not None} for r in rows),
         without_original=without,
@@ -202,49 +202,34 @@ def import_folder(folder: str | Path, rules: Rules, *, rules_folder: str | Path 
 
 def _pictures(base: Path) -> Iterator[str]:
     for path in base.rglob("*"):
-        if path.suffix.lower() in _PICTURES and path.is_file() and not path.is_symlink():
+        if path.suffix.lower() in PICTURES and path.is_file() and not path.is_symlink():
             yield path.relative_to(base).as_posix()
 
 
-def _regex(pattern: str) -> re.Pattern[str]:
-    """A pattern as a regular expression; a field that stands twice must say the same."""
-    seen: set[str] = set()
-    out = []
-    last = 0
-    for match in _FIELD.finditer(pattern):
-        out.append(re.escape(pattern[last : match.start()]))
-        name = match[1]
-        out.append(f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+?)")
-        seen.add(name)
-        last = match.end()
-    out.append(re.escape(pattern[last:]))
-    ending = "" if Path(pattern).suffix.lower() in _PICTURES else r"\.[A-Za-z]+"
-    return re.compile("".join(out) + ending)
-
-
-def _matches(role: str, pattern: str, names: list[str], problems: list[Problem]) -> list[tuple[dict[str, str], str]]:
-    regex = _regex(pattern)
-    found = [(match.groupdict(), name) for name in names if (match := regex.fullmatch(name))]
-    seen: dict[tuple[tuple[str, str], ...], str] = {}
-    for fields, name in found:
-        key = tuple(sorted(fields.items()))
-        if key in seen:
-            problems.append(
-                Problem(name, f"and {seen[key]} are both {role} of {fields}; keep one, or make files.{role} narrower")
+def _reading(
+    edit: Named, prompts: _Prompts_of, originals: Candidates | None, problems: list[Problem]
+) -> Mapping[str, str]:
+    """What the fields of an edit say. Where its name can be read in several ways, the one that has a prompt, an
+    original and a seed that is a number."""
+    known = [
+        f
+        for f in edit.ways
+        if prompts.of(f) is not None and (originals is None or originals.of(f)) and f.get("seed", "0").isdecimal()
+    ]
+    if len(known) > 1 or (len(edit.ways) > 1 and not known and originals is None):
+        one, other = (known or edit.ways)[:2]
+        problems.append(
+            Problem(
+                edit.name,
+                f"can be read as {dict(one)} and as {dict(other)}; make files.edited narrower, or give prompts.file or "
+                "files.original, so that one of them fits",
             )
-        seen[key] = name
-    return found
+        )
+    return (known or edit.ways)[0]
 
 
-def _partner(
-    role: str,
-    fields: Mapping[str, str],
-    candidates: list[tuple[dict[str, str], str]],
-    edit: str,
-    problems: list[Problem],
-) -> str | None:
-    """The picture of a role that agrees with an edit in every field both have."""
-    fitting = [n for f, n in candidates if all(fields.get(k, v) == v for k, v in f.items())]
+def _partner(role: str, fitting: Sequence[str], edit: str, problems: list[Problem]) -> str | None:
+    """The one picture of a role."""
     if len(fitting) > 1:
         problems.append(
             Problem(
@@ -268,24 +253,19 @@ class _Prompts_of:  # noqa: N801 - read as "prompts of"
         path = next((p for p in (base / rules.prompts.file, beside / rules.prompts.file) if p.is_file()), None)
         if path is None:
             raise UsageError(f"prompts.file: no {rules.prompts.file!r} in {str(base)!r}")
-        try:
-            rows = list(
-                csv.DictReader(
-                    path.read_text("utf-8-sig").splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","
-                )
-            )
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"prompts.file: cannot read {str(path)!r}: {error}") from error
-        heads = [h for h in (rows[0] if rows else {}) if h]
-        known = set(_FIELD.findall(rules.files.edited))
+        rows = list(rows_of(path, "prompts.file"))
+        heads = [h for h in (rows[0][1] if rows else {}) if h]
+        known = set(FIELD.findall(rules.files.edited))
         self.keys = tuple(h for h in heads if h in known)
         if "prompt" not in heads or not self.keys:
             raise UsageError(
                 f"prompts.file: {path.name} needs the column prompt and at least one of {', '.join(sorted(known))}; it has {', '.join(heads) or 'none'}"
             )
-        for number, row in enumerate(rows, 2):
-            key = tuple(str(row[k]) for k in self.keys)
-            if self.table.setdefault(key, str(row["prompt"])) != row["prompt"]:
+        for number, row in rows:
+            key = tuple(row[k] for k in self.keys)
+            if not row["prompt"].strip():
+                self.problems.append(Problem(f"{path.name}:{number}", f"no prompt for {key}"))
+            elif self.table.setdefault(key, row["prompt"]) != row["prompt"]:
                 self.problems.append(Problem(f"{path.name}:{number}", f"another prompt for {key} than before"))
 
     def of(self, fields: Mapping[str, str]) -> str | None:

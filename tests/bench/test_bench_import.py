@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from isr.bench.importing import Rules, import_folder, load_rules
+from isr.bench.naming import ways
 from isr.cases import prepare
 from isr.errors import ProblemsError, UsageError
 
@@ -96,3 +100,54 @@ def test_links_are_not_followed(folder: Path) -> None:
     (folder / "out" / "ours" / "fox_7.png").symlink_to(folder / "figures" / "teaser.png")
     found = import_folder(folder, Rules.model_validate(RULES))
     assert not any("fox" in json.dumps(r) for r in found.rows)
+
+
+def test_prompts_come_whole_or_not_at_all(folder: Path) -> None:
+    prompts = folder / "prompts.csv"
+    prompts.write_text('image,prompt\ncat,"make it snow,\nheavily"\ndog,make it rain\n')
+    found = import_folder(folder, Rules.model_validate(RULES))
+    assert {r["prompt"] for r in found.rows} == {"make it snow,\nheavily", "make it rain"}
+    prompts.write_text("image,prompt\ncat,make it snow, heavily\ndog,make it rain\n")
+    with pytest.raises(UsageError, match=r"prompts\.csv, line 2: more fields than the head names"):
+        import_folder(folder, Rules.model_validate(RULES))
+    prompts.write_text("image,prompt\ncat\ndog,make it rain\n")
+    with pytest.raises(ProblemsError, match=r"prompts\.csv:2: no prompt for \('cat',\)"):
+        import_folder(folder, Rules.model_validate(RULES))
+
+
+def test_names_with_the_separator_in_them_are_read_as_prompts_and_originals_say(tmp_path: Path) -> None:
+    base = tmp_path / "repo"
+    for image in ("img_001", "img_002", "img"):
+        picture(base / "data" / f"{image}.png", 100)
+        picture(base / "edits" / f"{image}_p_1.png", 50)
+    rules: dict[str, Any] = {"files": {"edited": "edits/{image}_{prompt_id}.png"}, "prompts": {"file": "prompts.csv"}}
+    (base / "prompts.csv").write_text("prompt_id,prompt\np_1,make it snow\n")
+    found = import_folder(base, Rules.model_validate(rules))
+    assert [(r["image_id"], r["prompt_id"]) for r in found.rows] == [
+        ("img_001", "p_1"),
+        ("img_002", "p_1"),
+        ("img", "p_1"),
+    ]
+    # One prompt for all says nothing about names; originals do, up to img_001_p and 1.
+    rules = {"files": rules["files"], "prompts": {"text": "make it snow"}}
+    with pytest.raises(
+        ProblemsError, match=r"img_001_p_1\.png.*can be read as \{'image': 'img', .* and as \{'image': 'img_001'"
+    ):
+        import_folder(base, Rules.model_validate(rules))
+    (base / "data" / "img.png").unlink()
+    (base / "edits" / "img_p_1.png").unlink()
+    rules["files"]["original"] = "data/{image}"
+    found = import_folder(base, Rules.model_validate(rules))
+    assert [r["image_id"] for r in found.rows] == ["img_001", "img_002"]
+
+
+@given(st.text("ab_.", min_size=1, max_size=6), st.text("ab_.", min_size=1, max_size=6), st.text("ab_/", max_size=4))
+def test_every_way_of_reading_spells_the_name_and_the_right_one_is_among_them(
+    image: str, number: str, before: str
+) -> None:
+    pattern = f"{before}{{image}}_{{n}}-{{image}}.png"
+    name = f"{before}{image}_{number}-{image}.png"
+    found = list(ways(pattern, name))
+    assert {"image": image, "n": number} in found
+    assert all(f"{before}{w['image']}_{w['n']}-{w['image']}.png" == name for w in found)
+    assert len({tuple(w.items()) for w in found}) == len(found)
