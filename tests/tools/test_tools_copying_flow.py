@@ -299,35 +299,22 @@ def test_a_start_that_has_the_way_is_kept_as_it_was_trained(saved: Any, tokenize
             assert torch.equal(models[name].state_dict()[key], value.half().float()), (name, key)
 
 
-def test_blocks_that_the_start_lacks_keep_clear_of_the_way(saved: Any, tokenizer: Any) -> None:
-    from miniworld_training.mmdit import begin
-
-    folder, trained = saved
-    models = _models(tokenizer, heads=2, layers=4)
-    begin(models, SCALE, 0.0, start=folder, tokenizer=tokenizer)
-    new, old = models["transformer"].state_dict(), trained["transformer"].state_dict()
-    carriers = old["proj_out.weight"].argmax(1)
-    for block in (2, 3):
-        for writer in ("attn.to_out.0", "ff.net.2"):
-            assert not new[f"transformer_blocks.{block}.{writer}.weight"][carriers].any()
-            assert new[f"transformer_blocks.{block}.{writer}.weight"].any()
-    for key, value in old.items():
-        if "transformer_blocks.1" not in key:  # the start's last block has no text of its own to pass on
-            assert torch.equal(new[key], value.half().float()), key
-
-
-@pytest.mark.parametrize("same", [True, False], ids=["same ends", "other ends"])
-def test_a_start_without_the_way_gets_it(saved: Any, tokenizer: Any, tmp_path: Path, same: bool) -> None:
-    """A transformer from before, or one of the other kind: its blocks are used, its ends are not."""
+@pytest.mark.parametrize("kind", ["without", "image to image", "more blocks", "fewer blocks"])
+def test_any_other_start_gets_the_way_anew(saved: Any, tokenizer: Any, tmp_path: Path, kind: str) -> None:
+    """A transformer from before, one of the other kind, or one with another number of blocks lends its blocks alone."""
     import shutil
 
-    from miniworld_training.copying_flow import keep_the_noisy_flow
+    from miniworld_training.copying_flow import copy_the_source_flow, keep_the_noisy_flow
     from miniworld_training.mmdit import begin
 
     shutil.copytree(saved[0], tmp_path / "start")
-    other = _transformer(instruct=same, heads=2)
-    if not same:
+    layers = {"more blocks": 3, "fewer blocks": 1}.get(kind, 2)
+    other = _transformer(instruct=kind != "image to image", heads=2, layers=layers)
+    if kind == "image to image":
         keep_the_noisy_flow(other)
+    elif kind != "without":
+        copy_the_source_flow(other, SCALE)
+    _dead(other)
     shutil.rmtree(tmp_path / "start" / "transformer")
     other.save_pretrained(tmp_path / "start" / "transformer")
     models = _models(tokenizer, heads=2)

@@ -3,9 +3,9 @@
 v = g(σ) · d, where d is carried by the tokens and g by the last normalisation's scale:
 
 - Each token carries its patch of d in channels of their own, which have no position embedding and which no block writes
-  to at first, beside one channel of zeros and two large constants ±K. The constants fix the token's deviation, so that
-  every LayerNorm is affine; the zeros carry the mean that it takes off, which `proj_out` adds again. The blocks' own
-  normalisations undo the deviation in their scale and see their tokens without the constants.
+  to at first, beside one channel of zeros and two for large constants ±K, which the last block writes. The constants fix
+  the token's deviation, so that the last LayerNorm is affine; the zeros carry the mean that it takes off, which `proj_out`
+  adds again. The blocks' own normalisations never see the constants.
 - One channel of the time embedding is fitted to g; `norm_out` takes the carriers' scale from it alone. Small steps in these
   few weights would move v much at once, so `hold_the_gain` keeps them as they are: g is not learnt.
 
@@ -29,7 +29,8 @@ from torch.nn import functional as F
 __all__ = ["SMALLEST", "carries", "copy_the_source_flow", "gain", "hold_the_gain", "keep_the_noisy_flow"]
 
 SMALLEST = 0.05  #: σ below which 1/σ no longer grows: there noisy is nearly clean
-_CONSTANT = 100.0  # over all else in a token: it decides the deviation (what blocks add of rms 1 changes it by 1 %)
+_CONSTANT = 50.0  # over all else in a token: it decides the deviation
+_ELSE = 0.8  # variance of all else at first: 3 % of the constants'
 _OTHERS = 11  # channels beside the carriers: zero, two constants, a few for the blocks
 _TIMES = 16  # hidden units of the time embedding that become ramps in σ
 _STEEP = 4.0  # value of a ramp at σ = 0
@@ -41,7 +42,7 @@ def copy_the_source_flow(transformer: Any, scale: float, shift: float = 0.0) -> 
     """Set `transformer` (input [noisy, raw source]) to predict the velocity towards (source − shift) · scale.
 
     Raises:
-        ValueError: it lacks the source's input channels, or is too narrow to carry a patch.
+        ValueError: it lacks the source's input channels, is too narrow to carry a patch, or has dual attention.
     """
     channels = transformer.config.out_channels
     if transformer.config.in_channels != 2 * channels:
@@ -56,27 +57,30 @@ def keep_the_noisy_flow(transformer: Any) -> None:
     """Set `transformer` (input: noisy alone) to predict the velocity towards a noisy latent's linear posterior mean.
 
     Raises:
-        ValueError: it is too narrow to carry a patch.
+        ValueError: it is too narrow to carry a patch, or has dual attention.
     """
     _carry(transformer, {0: 1.0}, 0.0, lambda sigma: (2 * sigma - 1) / ((1 - sigma) ** 2 + sigma**2))
 
 
 @torch.no_grad()
 def carries(transformer: Any) -> bool:
-    """Whether a transformer has such a way already, trained further or not: no other training makes biases of ±100."""
-    bias, out = transformer.pos_embed.proj.bias, transformer.proj_out.weight
+    """Whether a transformer has such a way already, trained further or not: no other training makes biases of ±50."""
+    bias = transformer.transformer_blocks[-1].ff.net[2].bias
+    out = transformer.proj_out.weight
     return min(float(bias.max()), -float(bias.min())) > _CONSTANT / 2 and float(out.amax(1).min()) > 0.5
 
 
 def hold_the_gain(transformer: Any) -> None:
     """From now on g gets no gradients. Again needed after loading, and for a copy: hooks are not saved."""
-    own = transformer.pos_embed.pos_embed[0].abs().amax(0) == 0
-    own[transformer.pos_embed.proj.bias.detach().abs() > _CONSTANT / 2] = False
+    last, width = transformer.transformer_blocks[-1], transformer.inner_dim
+    constants = last.ff.net[2].bias.detach().abs() > _CONSTANT / 2
+    own = (transformer.pos_embed.pos_embed[0].abs().amax(0) == 0) & ~constants
+    none = torch.zeros_like(own)
     times, text = transformer.time_text_embed.timestep_embedder, transformer.time_text_embed.text_embedder
-    both = torch.cat([own, torch.zeros_like(own)])  # the scale, not the shift
-    ramps, channel = (torch.arange(transformer.inner_dim, device=own.device) < n for n in (_TIMES, _CHANNEL + 1))
+    ramps, channel = (torch.arange(width, device=own.device) < n for n in (_TIMES, _CHANNEL + 1))
     for layer, rows in (
-        (transformer.norm_out.linear, both),
+        (transformer.norm_out.linear, torch.cat([own, none])),  # the scale, not the shift
+        (last.norm1.linear, torch.cat([none] * 5 + [constants])),
         (times.linear_1, ramps),
         (times.linear_2, channel),
         (text.linear_2, channel),
@@ -100,8 +104,8 @@ def gain(transformer: Any, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def _deviation(transformer: Any) -> float:
-    """Of a token in which all but the constants is small."""
-    return float(_CONSTANT * (2 / transformer.inner_dim) ** 0.5)
+    """Of a token before the last normalisation."""
+    return float((2 * _CONSTANT**2 / transformer.inner_dim + _ELSE) ** 0.5)
 
 
 def _carry(
@@ -110,6 +114,8 @@ def _carry(
     """v = function(σ) · d, d = bias + Σ factor · input, where `inputs` gives the first channel of each summand its factor."""
     side, channels, width = transformer.config.patch_size, transformer.config.out_channels, transformer.inner_dim
     count = side * side * channels
+    if transformer.config.dual_attention_layers:
+        raise ValueError("transformer: expected blocks with one attention each, got dual_attention_layers")
     if width < count + _OTHERS:
         raise ValueError(
             f"transformer: expected at least {count + _OTHERS} channels to carry patches of {count} values, got {width}"
@@ -128,9 +134,12 @@ def _carry(
                     embed.proj.weight[carriers[place], first + c, p, q] = factor
                 place += 1
     embed.proj.bias[carriers] = bias
-    embed.proj.bias[constants] = torch.tensor([_CONSTANT, -_CONSTANT]).to(embed.proj.bias)
     for block in transformer.transformer_blocks:
-        _quiet(block, own, constants, deviation)
+        for writer in (block.attn.to_out[0], block.ff.net[2]):
+            writer.weight[own], writer.bias[own] = 0.0, 0.0
+    last, gate = transformer.transformer_blocks[-1], 5 * width + constants  # of the MLP: the sixth of its modulations
+    last.ff.net[2].bias[constants] = torch.tensor([_CONSTANT, -_CONSTANT]).to(table)
+    last.norm1.linear.weight[gate], last.norm1.linear.bias[gate] = 0.0, 1.0
     scale, shift = transformer.norm_out.linear, width + own
     scale.weight[own], scale.weight[shift], scale.bias[shift] = 0.0, 0.0, 0.0
     scale.bias[:width] = deviation - 1
@@ -142,19 +151,6 @@ def _carry(
     out.bias.zero_()
     out.weight[torch.arange(count), carriers] = 1.0
     out.weight[:, zero] = -1.0
-
-
-def _quiet(block: Any, own: torch.Tensor, constants: torch.Tensor, deviation: float) -> None:
-    """The block leaves the own channels alone, and reads its tokens as if the constants were not there."""
-    writers = [block.attn.to_out[0], block.ff.net[2], *([block.attn2.to_out[0]] if block.attn2 is not None else [])]
-    for writer in writers:
-        writer.weight[own], writer.bias[own] = 0.0, 0.0
-    weights, biases = (
-        x.chunk(6 + 3 * (len(writers) - 2)) for x in (block.norm1.linear.weight, block.norm1.linear.bias)
-    )
-    for k in range(1, len(weights), 3):  # (shift, scale, gate) of the attention, of the MLP, of a second attention
-        biases[k].add_(deviation - 1)
-        weights[k][constants], biases[k][constants] = 0.0, -1.0
 
 
 def _fit(embedder: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, float]:

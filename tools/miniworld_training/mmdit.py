@@ -219,34 +219,23 @@ class _Task:
 def begin(models: Mapping[str, Any], scale: float, shift: float, *, start: Path | None = None, tokenizer: Any) -> int:
     """Lay the linear way into an untrained transformer, and copy what fits of earlier weights; returns how many tensors.
 
-    start: a saved pipeline. If its transformer has the way and the same ends, these are kept as they were trained; else
-    the way is laid anew over what was copied.
+    start: a saved pipeline. If its transformer has the way and the same size, it is kept as it was trained; else the way is
+    laid anew over what was copied.
     """
     transformer, copied = models["transformer"], 0
-    channels = transformer.config.out_channels
-
-    def lay() -> None:
-        if transformer.config.in_channels == 2 * channels:
+    kept = False
+    if start is not None:
+        other = SD3Transformer2DModel.from_pretrained(start / "transformer")
+        copied = copy_matching(transformer, other, lambda parts: parts)
+        kept = carries(other) and copied == len(transformer.state_dict()) == len(other.state_dict())
+        for name in ("text_encoder", "text_encoder_2"):
+            copied += text_encoder_from(start, models[name], tokenizer, name)
+    if not kept:
+        if transformer.config.in_channels == 2 * transformer.config.out_channels:
             copy_the_source_flow(transformer, scale, shift)
         else:
             keep_the_noisy_flow(transformer)
-
-    if start is None:
-        lay()
-        hold_the_gain(transformer)
-        return 0
-    other = SD3Transformer2DModel.from_pretrained(start / "transformer")
-    ends = ("in_channels", "out_channels", "patch_size", "pos_embed_max_size")
-    kept = carries(other) and other.inner_dim == transformer.inner_dim
-    if kept and all(other.config[name] == transformer.config[name] for name in ends):
-        lay()  # for blocks that the earlier weights lack: they must not write into the way
-        copied = copy_matching(transformer, other, lambda parts: parts)
-    else:
-        copied = copy_matching(transformer, other, lambda parts: parts)
-        lay()
     hold_the_gain(transformer)
-    for name in ("text_encoder", "text_encoder_2"):
-        copied += text_encoder_from(start, models[name], tokenizer, name)
     return copied
 
 
