@@ -20,6 +20,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that it runs as a script from anywhere
+if __name__ == "__main__":
+    # Not used here, and a torchvision that does not fit its torch makes every diffusers import fail.
+    sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
 
 from miniworld_training import stages
 
