@@ -422,7 +422,10 @@ class Report:
         known = {c.case_id for c in cases}
         stray = next((j.case_id for j in judgements if j.case_id not in known), None)
         if stray is not None:
-            raise IntegrityError(f"{files.folder}/judgements.jsonl: case {stray} is not in cases.jsonl")
+            raise IntegrityError(
+                f"{files.folder}/judgements.jsonl: case {stray} is not in cases.jsonl; if the run was interrupted, "
+                "the command that made it, given again, mends it"
+            )
         return cls(lock, cases, judgements, consensus=consensus, picture=_verified(files))
 
     # ------------------------------------------------------------------------------------------------- showing

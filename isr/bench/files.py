@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from ..errors import IntegrityError, UsageError
+from ..images import as_image
 from ..schema import Record
 from ..store import RunFiles, is_digest, write_atomic
 from .plan import Kind
@@ -203,6 +204,17 @@ class ExperimentFiles:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise IntegrityError(f"{self.folder / 'experiment.json'}: {where}: {first['msg']}") from error
+
+    def picture(self, digest: str) -> bytes | None:
+        """PNG of a stored picture, hashed again; None where the run holds no pictures.
+
+        Raises:
+            IntegrityError: its pixels are not those of its name.
+        """
+        png = self.run.image_bytes(digest)
+        if png is not None and as_image(png, name=digest).digest != digest:
+            raise IntegrityError(f"{self.run.image_path(digest)}: its pixels are not those of its name")
+        return png
 
     # -------------------------------------------------------------------------------------------------- steps
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..streaming import stream
 from .experiment import Experiment
 from .files import ExperimentFiles, StepRow
 from .plan import NONE, CaseSpec, Plan
+from .records import Place, names_of, place_of
 
 __all__ = ["Judged", "experiment_judges", "judge_open", "judge_run", "judged_cases", "judging_arguments", "make_cases"]
 
@@ -67,13 +68,19 @@ def judged_cases(files: ExperimentFiles) -> int:
     return sum(1 for _ in files.run.case_rows()) if files.run.exists() else 0
 
 
-def make_cases(plan: Plan, files: ExperimentFiles, rows: Mapping[str, StepRow]) -> Iterator[EditCase]:
-    """Every case whose pictures are there, with its control; pictures are read from the run."""
-    for case in plan.cases:
-        edit, control = rows.get(case.edit), rows.get(case.control)
-        if edit is None or control is None or edit.digest is None or control.digest is None:
-            continue
-        yield _case(case, files, edit.digest, control.digest, seedable=bool(edit.result.get("seedable", True)))
+def make_cases(
+    cases: Iterable[CaseSpec], files: ExperimentFiles, rows: Mapping[str, StepRow], originals: Container[str]
+) -> Iterator[EditCase]:
+    """Cases of these originals, with their controls; pictures are read from the run.
+
+    Args:
+        cases: whose pictures are there, in the plan's order.
+    """
+    for case in cases:
+        edit, control = rows[case.edit], rows[case.control]
+        if case.original in originals:
+            seedable = bool(edit.result.get("seedable", True))
+            yield _case(case, files, str(edit.digest), str(control.digest), seedable=seedable)
 
 
 def _case(case: CaseSpec, files: ExperimentFiles, edit: str, control: str, *, seedable: bool) -> EditCase:
@@ -118,7 +125,7 @@ def judge_run(
     """Judge what is not judged yet; rows are appended as they come.
 
     Raises:
-        UsageError: the run was judged by other judges. JudgeStoppedError: a judge cannot be used; what was received is kept.
+        UsageError: something is open, and the run was judged by other judges. JudgeStoppedError: a judge cannot be used; what was received is kept.
     """
     if not judges:
         raise UsageError('judging.judges: the experiment names no judge; add judges = ["…"] to its [judging] table')
@@ -127,11 +134,27 @@ def judge_run(
     arguments: dict[str, Any] = {"judges": list(judges), "cache": cache}
     arguments |= judging_arguments(plan.experiment)
     count = 0
-    for _ in stream(make_cases(plan, files, rows), out=files.folder, images=False, **arguments):
-        count += 1
-        if progress is not None:
-            progress(count)
+    # Pictures are read and hashed again only of originals of which something is not judged; all cases of these come in the
+    # plan's order, so that exact duplicates keep their ordinals.
+    wanted = _open_originals(ready, files)
+    if wanted:
+        for _ in stream(make_cases(ready, files, rows, wanted), out=files.folder, images=False, **arguments):
+            count += 1
+            if progress is not None:
+                progress(count)
     return Judged(count, len(plan.cases) - len(ready))
+
+
+def _open_originals(cases: Sequence[CaseSpec], files: ExperimentFiles) -> frozenset[str]:
+    """Digests of the originals of which a case, or its control, is not judged."""
+    ids: set[str] = set()
+    judged: dict[tuple[str, Place], str | None] = {}
+    for row in files.run.case_rows() if files.run.exists() else ():
+        ids.add(row.case_id)
+        judged[str(row.tags.get("step")), place_of(row)] = row.control
+    places = {(step, place) for step, found in names_of(cases).items() for place in found}
+    open_edits = {edit for edit, place in places if judged.get((edit, place)) not in ids}
+    return frozenset(c.original for c in cases if c.edit in open_edits)
 
 
 #: No verdicts that a higher spend cap or another try can still decide.
@@ -145,7 +168,9 @@ def judge_open(
     verdict; new rows are appended, and the last row of a (case, judge) stands. Returns how many were asked."""
     if not files.run.exists():
         return 0
-    again = {
+    cases = files.run.cases()
+    # A process that is killed between judgements and their cases leaves judgements of none: `judge_run` makes these again.
+    again = {c.case_id for c in cases} & {
         j.case_id
         for j in files.run.judgements()
         if isinstance(j.answer, NoVerdict) and (every or j.answer.reason in _OPEN)
@@ -153,7 +178,12 @@ def judge_open(
     if not again:
         return 0
     arguments = {**judging_arguments(plan.experiment), "retry_no_verdicts": every, "on_bad_image": "skip"}
-    made = evaluation.plan(edit_cases(Report.load(files.folder)), judges=list(judges), cache=cache, **arguments)
+    # With the open ones, those that differ from them by an ordinal only (exact duplicates), and all controls of theirs.
+    alike = {case_id.partition("-")[0] for case_id in again}
+    rows = [c for c in cases if c.case_id.partition("-")[0] in alike]
+    wanted = {c.case_id for c in rows} | {c.control for c in rows}
+    part = Report(files.run.read_lock(), [c for c in cases if c.case_id in wanted], [], picture=files.picture)
+    made = evaluation.plan(edit_cases(part), judges=list(judges), cache=cache, **arguments)
     made = replace(made, cases=tuple(c for c in made.cases if c.record.case_id in again))
     report = run_anywhere(evaluation._run(made, False))
     files.run.append("judgements.jsonl", report.judgement_records)

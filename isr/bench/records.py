@@ -14,7 +14,7 @@ from .files import ExperimentFiles, StepRow
 from .order import in_plan_order, ordered_judgements
 from .plan import NONE, CaseSpec, planned_cases
 
-__all__ = ["load_report", "names_of", "place_of", "unjudged_records"]
+__all__ = ["Place", "load_report", "names_of", "place_of", "unjudged_records"]
 
 #: What a case is called and where it belongs, apart from its pictures.
 Place = tuple[object, ...]

@@ -15,8 +15,7 @@ from typing import Any
 import pandas as pd
 
 from ..controls import arm_cells, pair_up
-from ..errors import IntegrityError, UsageError
-from ..images import as_image
+from ..errors import UsageError
 from ..report import Report
 from ..schema import CaseRecord, OutcomeValue
 from ..stats.compare import compare_methods, mark_best
@@ -121,10 +120,7 @@ class Results:
         Raises:
             IntegrityError: its pixels are not those of its name.
         """
-        png = self.files.run.image_bytes(digest)
-        if png is not None and as_image(png, name=digest).digest != digest:
-            raise IntegrityError(f"{self.files.run.image_path(digest)}: its pixels are not those of its name")
-        return png
+        return self.files.picture(digest)
 
     @cached_property
     def outcome(self) -> dict[str, OutcomeValue]:
