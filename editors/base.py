@@ -382,7 +382,7 @@ class DiffusionEditor(ABC):
         return clean_of(self.prediction, prediction, noisy, expand(a, noisy), expand(b, noisy))
 
     def target(self, z: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """What a perfect denoiser predicts from noisy(z, t, noise): noise, a·noise − b·z, or noise − z."""
+        """What a perfect denoiser predicts from noisy(z, t, noise): noise, a·noise − b·z, noise − z, or z (`sample`)."""
         a, b = self.levels(t)
         return target_of(self.prediction, z, noise, expand(a, z), expand(b, z))
 

@@ -7,6 +7,7 @@ A command module offers `register(subparsers)`; other rooms add theirs by the en
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -58,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 an error that was explained, 2 wrong usage, 130 interrupted."""
     arguments = parser().parse_args(argv)
+    if getattr(arguments, "quiet", False):  # the model libraries' own bars too; they read this when they are imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         status: int = arguments.run(arguments) or 0
     except IsrError as error:
