@@ -67,12 +67,13 @@ def check_run(folder: str | Path) -> Check:
     found.count("steps", len(rows))
     if files.run.exists():
         _cases(files, rows, found)
-        _labels(files, info, found)
+        _labels(files, info, rows, found)
     return found
 
 
-def _labels(files: ExperimentFiles, info: dict[str, Any], found: Check) -> None:
-    """Every case is called what the plan calls its edit: no edit stands under another method, editor or prompt kind."""
+def _labels(files: ExperimentFiles, info: dict[str, Any], rows: dict[str, StepRow], found: Check) -> None:
+    """Every case is called what the plan calls its edit (no edit stands under another method, editor or prompt kind), and has
+    the control that the plan pairs with it."""
     try:
         experiment = Experiment.of(info["experiment"], source=repr(str(files.folder)), stored=True)
         planned = planned_cases(experiment, stored_items(info, "experiment.json"))
@@ -80,9 +81,11 @@ def _labels(files: ExperimentFiles, info: dict[str, Any], found: Check) -> None:
         found.wrong.append(f"experiment.json: {error}")
         return
     names = names_of(planned)
+    controls = {(c.edit, place): c.control for c in planned for place in names_of([c])[c.edit]}
+    held = {c.case_id: c for c in files.run.cases()}
     compared = 0
     seen: dict[tuple[Any, ...], str] = {}
-    for row in files.run.cases():
+    for row in held.values():
         wanted = names.get(str(row.tags.get("step")))
         if wanted is None:
             continue  # a control row, or of an earlier state of the experiment
@@ -92,6 +95,11 @@ def _labels(files: ExperimentFiles, info: dict[str, Any], found: Check) -> None:
             found.wrong.append(
                 f"case {row.case_id}: is called {row.method}, {row.editor}, {row.prompt_kind}; the plan calls its edit something else"
             )
+        else:
+            control = held.get(row.control or "")
+            made = rows.get(controls[str(row.tags["step"]), told])
+            if control is None or made is None or (control.edited, control.arm) != (made.digest, "control"):
+                found.wrong.append(f"case {row.case_id}: its control is not the edit that the plan pairs with it")
         place = (*told, row.tags.get("step"))
         if place in seen:
             found.wrong.append(

@@ -114,6 +114,12 @@ def _miniworld(experiment: Experiment) -> list[Item]:
     from ..data.miniworld import miniworld
 
     data = experiment.data
+    found = miniworld(n=data.n, split=data.split, seed=data.seed)
+    has = min(len(item.unseen) for item in found)
+    if "unseen" in experiment.prompts.kinds and has < experiment.prompts.unseen:
+        raise UsageError(
+            f"prompts.unseen: {experiment.prompts.unseen} are wanted, and MiniWorld has {has} unseen prompts per picture"
+        )
     return [
         Item(
             item.image_id,
@@ -121,7 +127,7 @@ def _miniworld(experiment: Experiment) -> list[Item]:
             _prompts(experiment, item.prompt, item.unseen),
             item.category,
         )
-        for item in miniworld(n=data.n, split=data.split, seed=data.seed)
+        for item in found
     ]
 
 

@@ -165,10 +165,11 @@ def _still_planned(files: ExperimentFiles, experiment: Experiment, items: Sequen
 
 
 class _Editors:
-    """One setting of weights per editor's spec, or the run is no longer one experiment."""
+    """One setting of weights per editor's spec, or the run is no longer one experiment. Where the weights stand is another
+    thing on every machine: their fingerprint says which they are."""
 
     def __init__(self) -> None:
-        self._recorded: dict[bytes, bytes] = {}
+        self._recorded: dict[bytes, dict[str, Any]] = {}
 
     def add(self, rows: Iterable[StepRow]) -> None:
         for row in rows:
@@ -177,11 +178,14 @@ class _Editors:
                 continue
             part = row.spec.get("editor") or row.spec.get("source")
             key = canonical_json([part, row.spec.get("settings")])
-            told = canonical_json(held)
-            if self._recorded.setdefault(key, told) != told:
+            told = {k: v for k, v in held.items() if k != "source" or not held.get("weights")}
+            before = self._recorded.setdefault(key, told)
+            if differ := sorted(k for k in before.keys() | told.keys() if before.get(k) != told.get(k)):
+                one = differ[0]
                 raise IntegrityError(
-                    f"the editor {part!r} is not what it was when this run started (its recorded settings or weights differ); "
-                    "results of two editors never share a run: start a new folder"
+                    f"the editor {part!r} is not what it was when this run started (differing: {', '.join(differ)}; {one}: "
+                    f"{before.get(one)!r:.200} then, {told.get(one)!r:.200} now); results of two editors never share a run: "
+                    "start a new folder, or go back to what was there"
                 )
 
 

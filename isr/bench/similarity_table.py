@@ -23,7 +23,8 @@ def similarity_table(results: Results, *, bins: int = 3) -> pd.DataFrame:
     frame = results.frame
     if frame.empty or results.report is None:
         return pd.DataFrame()
-    chosen = frame[(frame["prompt_kind"] == "unseen") & (frame["purifier"] == NONE)].copy()
+    chosen = frame[(frame["prompt_kind"] == "unseen") & (frame["purifier"] == NONE)]
+    chosen = chosen.drop_duplicates(["case_id", "source", "target"])  # once, however many tables show it (`also_in`)
     known = [results.known_prompt(step) for step in chosen["step"]]
     rows: list[dict[str, Any]] = []
     for measure in results.experiment.similarity:

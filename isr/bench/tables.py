@@ -16,7 +16,7 @@ from .misleading import metric_table
 from .papertable import PaperTable, TextCell
 from .plan import NONE
 from .reported import reported_for, reported_rows, reported_source
-from .results import Results
+from .results import GROUP, Results
 from .similarity import told as similarity_told
 from .similarity_table import similarity_table
 from .worst_case import worst_case_table
@@ -204,6 +204,11 @@ def make_tables(results: Results, *, also_reported: Sequence[str] = ()) -> list[
     return _told_apart(tables)
 
 
+def _once(results: Results) -> list[dict[Any, Any]]:
+    """Rows of the long table; a method that `also_in` shows in further tables once."""
+    return results.long.drop_duplicates([c for c in GROUP if c != "table"]).to_dict("records")
+
+
 def _told_apart(tables: Sequence[PaperTable]) -> list[PaperTable]:
     """Labels that differ in signs or case only would share a file: the second table of a key gets a number."""
     taken: set[str] = set()
@@ -226,7 +231,7 @@ def _control_tables(results: Results) -> list[PaperTable]:
              "bounds", "ok→ok", "broken", "mended", "both defeated", "broken share", "noise arm", "Abbott")  # fmt: skip
     body = []
     reasons: dict[str, None] = {}
-    for r in results.long.to_dict("records"):
+    for r in _once(results):
         if not _given(r.get("n_pairs")):
             continue
         shares = []
@@ -315,7 +320,7 @@ def _at_k(results: Results) -> list[PaperTable]:
     ]
     body = []
     notes: dict[str, None] = {}
-    for row in results.long.to_dict("records"):
+    for row in _once(results):
         given = _given(row.get("isr_at_k"))
         if not given and row.get("isr_at_k_reason"):
             notes[str(row["isr_at_k_reason"])] = None

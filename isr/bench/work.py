@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import PIL.Image
@@ -307,10 +308,16 @@ def _checked(
     return list(returned)
 
 
+def _nameless(source: Any) -> Any:
+    """Where weights came from, without this machine's folders: a run moves to others. The fingerprint says which they are."""
+    local = isinstance(source, str) and (PurePosixPath(source).is_absolute() or PureWindowsPath(source).is_absolute())
+    return PureWindowsPath(source).name if local else _plain(source)
+
+
 def _plain(value: Any) -> Any:
     """JSON-able: infinite and undefined numbers as words, tuples as lists."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _nameless(v) if k == "source" else _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):

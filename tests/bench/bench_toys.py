@@ -76,7 +76,8 @@ class ToyEditor:
         return "toy"
 
     def settings(self, **overrides: Any) -> Mapping[str, Any]:
-        return {"editor": "toy", "weights": self.weights, **overrides}
+        where = {"source": os.environ["TOY_SOURCE"]} if "TOY_SOURCE" in os.environ else {}
+        return {"editor": "toy", "weights": self.weights, **where, **overrides}
 
     def edit(
         self, images: Sequence[PIL.Image.Image], prompts: Sequence[str], *, seeds: Sequence[int], **settings: Any

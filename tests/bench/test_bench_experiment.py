@@ -117,3 +117,12 @@ def test_manifests_list_everything_that_is_wrong(tmp_path: Path) -> None:
     )
     (item,) = load_items(experiment)
     assert (item.prompt, item.prompts[1], item.category) == ("make it snow", ("unseen", "make it rain"), "art")
+
+
+def test_miniworld_has_five_unseen_prompts_and_no_more() -> None:
+    with pytest.raises(
+        UsageError, match=r"prompts\.unseen: 6 are wanted, and MiniWorld has 5 unseen prompts per picture"
+    ):
+        load_items(toy(prompts={"unseen": 6}))
+    assert len(load_items(toy(prompts={"unseen": 5}))[0].prompts) == 6
+    assert load_items(toy(prompts={"kinds": ["original"], "unseen": 9}))

@@ -149,8 +149,22 @@ def test_a_broken_budget_is_found(tmp_path: Path) -> None:
 def test_other_weights_never_enter_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(toy(), tmp_path / "run", judge=False)
     monkeypatch.setenv("TOY_WEIGHTS", "w9")
-    with pytest.raises(IntegrityError, match="is not what it was when this run started"):
+    told = r"is not what it was when this run started \(differing: weights; weights: 'w0' then, 'w9' now\)"
+    with pytest.raises(IntegrityError, match=told):
         run(toy(data={"source": "miniworld", "n": 4}), tmp_path / "run", judge=False)
+
+
+def test_the_same_weights_in_another_place_are_the_same_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n, place in enumerate(("/home/anna/weights/toy", r"C:\Users\bert\weights\toy", "maker/toy"), 1):
+        monkeypatch.setenv("TOY_SOURCE", place)
+        run(toy(data={"source": "miniworld", "n": n}), tmp_path / "run", judge=False)
+    rows = (tmp_path / "run" / "steps.jsonl").read_text()
+    assert "anna" not in rows
+    assert "bert" not in rows
+    assert '"source":"toy"' in rows
+    # A run that was made when the place was recorded goes on, too.
+    (tmp_path / "run" / "steps.jsonl").write_text(rows.replace('"source":"toy"', '"source":"/elsewhere/toy"'))
+    run(toy(data={"source": "miniworld", "n": 4}), tmp_path / "run", judge=False)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -240,6 +254,16 @@ def test_check_finds_every_kind_of_tampering(tmp_path: Path) -> None:
     assert "the plan calls its edit something else" in tampered(
         replace("cases.jsonl", '"method":"toy-shift"', '"method":"noise"')
     )
+
+    def other_control(copy: Path) -> None:
+        # Another picture's control: every row stays as it was made, and the excess is another.
+        rows = [json.loads(x) for x in (copy / "cases.jsonl").read_text().splitlines()]
+        edits = [r for r in rows if r["control"]]
+        other = next(r["control"] for r in edits if r["control"] != edits[0]["control"])
+        edits[0]["control"] = other
+        (copy / "cases.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    assert "its control is not the edit that the plan pairs with it" in tampered(other_control)
     assert "hash is not that of its content" in tampered(replace("experiment.json", '"redraws": 1', '"redraws": 2'))
     assert "judgements are missing" in tampered(lambda c: (c / "judgements.jsonl").write_text(""))
 

@@ -155,6 +155,21 @@ def test_tables_of_a_run(tmp_path: Path) -> None:
     assert "<script" not in page
 
 
+def test_a_method_that_several_tables_show_is_one_row_where_there_is_one_table(tmp_path: Path) -> None:
+    attacks = [
+        {"name": "toy-shift", "label": "S", "also_in": ["components"]},
+        {"name": "toy-shift", "label": "S9", "options": {"levels": 9}, "table": "components"},
+    ]
+    run(toy(attacks=attacks, noise=None, seeds={"redraws": 2}), tmp_path / "run")
+    tables = {t.key: t for t in make_tables(Results(tmp_path / "run", n_boot=200))}
+    for key, place in (("control", 3), ("isr-at-k", 3)):
+        assert [row[place].text for row in tables[key].rows] == ["S", "S", "S9", "S9"]  # two kinds of prompts each
+    similar = [(row[3].text, row[4].text) for row in tables["similarity"].rows]
+    assert len(similar) == len(set(similar))
+    assert {method for method, _ in similar} == {"S", "S9"}
+    assert {"main-toy", "components-toy"} <= set(tables)
+
+
 def test_noise_is_held_against_the_methods_and_is_none_of_them() -> None:
     # 40 images, one prompt: a succeeds on 32, b on the first 20 of these, noise on all 40.
     wins = {"a": 32, "b": 20, "noise": 40}
