@@ -329,6 +329,7 @@ class Report:
                 found.append(
                     f"{self.n_undetermined} of {self.n} cases ({share:.0%}) are undetermined; read the bounds."
                 )
+        found += _pooled(self._main.cases)
         if not self._main.cases:
             found.append("This run holds no immunized rows, so it has no ISR.")
         elif all(c.control is None for c in self._main.cases):
@@ -527,6 +528,23 @@ def _news(stored: Judgement | None, new: Judgement) -> bool:
         for j in (stored, new)
     ]
     return plain[0] != plain[1]
+
+
+def _pooled(cases: Sequence[CaseRecord]) -> list[str]:
+    """What one figure over all rows mixes: other editors and other purifiers are other questions, not more data."""
+    several: dict[str, set[str]] = {
+        "editors": {c.editor or "" for c in cases},
+        "purifiers": {c.purifier or "none" for c in cases},
+        "editors that the perturbations were made on": {
+            str(c.tags["source"]) for c in cases if {"source", "step"} <= c.tags.keys()
+        },
+    }
+    told = [f"{len(values)} {what}" for what, values in several.items() if len(values) > 1]
+    if not told:
+        return []
+    return [
+        f"The figures above pool {' and '.join(told)}: see each by itself (--by method,editor,purifier; isr tables)."
+    ]
 
 
 def _verified(files: RunFiles) -> Callable[[str], bytes | None]:

@@ -22,6 +22,14 @@ __all__ = ["Rule", "choose", "grid", "misleading_grid", "write_grid", "write_mis
 Rule = Literal["first", "differ", "all-defeated", "none-defeated"]
 _KEY = ["image_id", "prompt", "redraw"]
 _TEXT = 34
+_LINE = 16
+#: The rules in words.
+_RULES: dict[Rule, str] = {
+    "first": "as they come",
+    "differ": "where the methods' outcomes differ",
+    "all-defeated": "where every method's edit is defeated",
+    "none-defeated": "where no method's edit is defeated",
+}
 #: digest of the picture (None: an empty cell), and the outcome under it.
 _Cell = tuple[str | None, str]
 
@@ -72,12 +80,18 @@ def choose(
 
 
 def grid(
-    results: Results, rows: Sequence[tuple[str, str, int]], *, target: str | None = None, side: int = 192
+    results: Results,
+    rows: Sequence[tuple[str, str, int]],
+    *,
+    target: str | None = None,
+    side: int = 192,
+    chosen: str = "",
 ) -> PIL.Image.Image:
     """A picture: one row per choice, columns original, control edit and each method, with the outcome under each.
 
     Args:
-        rows: from `choose`. side: longest side of a cell in pixels (nearest neighbour up, Lanczos down).
+        rows: from `choose`. side: longest side of a cell in pixels (nearest neighbour up, Lanczos down). chosen: how, in
+            words, for the lines under the figure.
     """
     if not rows:
         raise UsageError("rows: nothing fits the rule; choose another one or give ids")
@@ -91,7 +105,13 @@ def grid(
             mine = cases[cases["method"] == method]
             cells.append((None, "") if mine.empty else _edit(results, mine.iloc[0]))
         drawn.append((prompt, cells))
-    return _sheet(results, ["original", "control edit", *methods], drawn, side)
+    return _sheet(results, ["original", "control edit", *methods], drawn, side, [chosen, _where(results, frame)])
+
+
+def _where(results: Results, frame: pd.DataFrame) -> str:
+    """What every figure says of where it is from."""
+    judges = "not judged" if results.report is None else f"judges: {', '.join(results.report.judges)}"
+    return f"white box on {frame['target'].iloc[0]}, no purifier; {judges}"
 
 
 def misleading_grid(
@@ -109,7 +129,9 @@ def misleading_grid(
             f"{case['method']}: {metric} {case['value']:.3f}, rank {case['far']:.2f} (1: farthest).  {case['prompt']}"
         )
         drawn.append((words, [*_before(results, case), (immunized, ""), _edit(results, case)]))
-    return _sheet(results, ["original", "control edit", "immunized", "its edit"], drawn, side)
+    told = f"rows: where the ranking by {metric} and the judges disagree most, at most one per picture"
+    heads = ["original", "control edit", "immunized", "its edit"]
+    return _sheet(results, heads, drawn, side, [told, _where(results, cases)])
 
 
 def _before(results: Results, case: pd.Series[Any]) -> list[_Cell]:
@@ -127,10 +149,19 @@ def _word(outcome: Any) -> str:
 
 
 def _sheet(
-    results: Results, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[_Cell]]], side: int
+    results: Results,
+    heads: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[_Cell]]],
+    side: int,
+    captions: Sequence[str],
 ) -> PIL.Image.Image:
-    sheet = PIL.Image.new("RGB", (len(heads) * (side + 6) + 6, len(rows) * (side + 2 * _TEXT) + _TEXT), "white")
+    captions = [line for line in captions if line]
+    width = len(heads) * (side + 6) + 6
+    below = _TEXT + len(rows) * (side + 2 * _TEXT)
+    sheet = PIL.Image.new("RGB", (width, below + _LINE * len(captions) + 6), "white")
     draw = PIL.ImageDraw.Draw(sheet)
+    for line, words in enumerate(captions):
+        draw.text((6, below + _LINE * line), _plain(words)[: width // 6], fill="#555")
     for column, head in enumerate(heads):
         draw.text((6 + column * (side + 6), 10), _plain(head)[:28], fill="black")
     for line, (words, cells) in enumerate(rows):
@@ -169,7 +200,9 @@ def write_grid(
 ) -> int:
     """Choose and write a grid as PNG; returns how many rows it has."""
     rows = choose(results, rule=rule, ids=ids, n=n, target=target)
-    grid(results, rows, target=target).save(path, "PNG")
+    told = f"pictures {', '.join(ids)}" if ids else _RULES[rule]
+    told = f"rows: {told}; the first {len(rows)} in the run's order"
+    grid(results, rows, target=target, chosen=told).save(path, "PNG")
     return len(rows)
 
 

@@ -9,7 +9,7 @@ Rules are a small TOML file:
     immunized = "protected/{method}/{image}.png"
 
     [prompts]
-    file = "prompts.csv"                          # columns: some of the fields, and prompt; or
+    file = "prompts.csv"                          # columns: some of the fields, and prompt; others (prompt_kind) go along; or
     # text = "make it snow"                       # one prompt for all
 
     [columns]                                     # the same for all rows
@@ -164,7 +164,8 @@ def import_folder(folder: str | Path, rules: Rules, *, rules_folder: str | Path 
     for edit in edits:
         name, fields = edit.name, _reading(edit, prompts, of_role.get("original"), problems)
         row: dict[str, Any] = {"edited": name, "id": name, "image_id": fields["image"], **rules.columns}
-        row |= {_column(k): rules.rename.get(k, {}).get(v, v) for k, v in fields.items() if k != "image"}
+        told = {**prompts.beside(fields), **{k: v for k, v in fields.items() if k != "image"}}
+        row |= {_column(k): rules.rename.get(k, {}).get(v, v) for k, v in told.items()}
         for role in ("original", "control"):
             if role in found:
                 row[role] = _partner(role, of_role[role].of(fields), name, problems)
@@ -241,13 +242,14 @@ def _partner(role: str, fitting: Sequence[str], edit: str, problems: list[Proble
 
 
 class _Prompts_of:  # noqa: N801 - read as "prompts of"
-    """Prompts by the fields that their table has."""
+    """Prompts by the fields that their table has, and what its further columns say of each."""
 
     def __init__(self, rules: Rules, base: Path, beside: Path) -> None:
         self.text = rules.prompts.text
         self.problems: list[Problem] = []
         self.keys: tuple[str, ...] = ()
         self.table: dict[tuple[str, ...], str] = {}
+        self.more: dict[tuple[str, ...], dict[str, str]] = {}
         if rules.prompts.file is None:
             return
         path = next((p for p in (base / rules.prompts.file, beside / rules.prompts.file) if p.is_file()), None)
@@ -265,8 +267,21 @@ class _Prompts_of:  # noqa: N801 - read as "prompts of"
             key = tuple(row[k] for k in self.keys)
             if not row["prompt"].strip():
                 self.problems.append(Problem(f"{path.name}:{number}", f"no prompt for {key}"))
-            elif self.table.setdefault(key, row["prompt"]) != row["prompt"]:
+                continue
+            more = {h: row[h] for h in heads if h not in ("prompt", *self.keys) and row[h]}
+            if self.table.setdefault(key, row["prompt"]) != row["prompt"]:
                 self.problems.append(Problem(f"{path.name}:{number}", f"another prompt for {key} than before"))
+            elif self.more.setdefault(key, more) != more:
+                self.problems.append(
+                    Problem(
+                        f"{path.name}:{number}",
+                        f"says something else of {key} than before; add a field to tell them apart",
+                    )
+                )
+
+    def beside(self, fields: Mapping[str, str]) -> dict[str, str]:
+        """Further columns of the table: prompt_kind, category, …"""
+        return {} if self.text is not None else self.more.get(tuple(fields[k] for k in self.keys), {})
 
     def of(self, fields: Mapping[str, str]) -> str | None:
         return self.text if self.text is not None else self.table.get(tuple(fields[k] for k in self.keys))

@@ -38,6 +38,11 @@ def test_a_grid_by_rule_and_by_id(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(sheet.crop((6, 34, 134, 162)))[::2, ::2], np.asarray(stored))
     image_id = results.frame["image_id"].iloc[-1]
     assert write_grid(results, tmp_path / "grid.png", ids=[image_id]) == 2
+    # The rule stands under the figure.
+    told = grid(results, rows, side=128, chosen="rows: by a rule")
+    assert told.height > sheet.height
+    below = np.asarray(told.crop((0, told.height - 38, told.width, told.height - 20)))
+    assert (below < 200).any()
     with pytest.raises(UsageError, match="ids: no image 'nobody'"):
         choose(results, ids=["nobody"])
     with pytest.raises(UsageError, match="no white-box edits by 'sd3'; there are toy"):

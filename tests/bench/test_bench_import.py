@@ -83,6 +83,23 @@ def test_everything_that_does_not_fit_is_named(folder: Path) -> None:
     assert "has no original" in text
 
 
+def test_what_the_table_of_prompts_says_beside_them_goes_along(folder: Path) -> None:
+    table = folder / "prompts.csv"
+    table.write_text(
+        "image,prompt,prompt_kind,category,id\ncat,make it snow,original,animal,x\ndog,make it rain,unseen,,\n"
+    )
+    rules = Rules.model_validate(
+        {**RULES, "columns": {"prompt_kind": "unstated"}, "rename": {"category": {"animal": "A"}}}
+    )
+    rows = {r["image_id"]: r for r in import_folder(folder, rules).rows}
+    assert (rows["cat"]["prompt_kind"], rows["cat"]["category"], rows["cat"]["tag_id"]) == ("original", "A", "x")
+    assert rows["cat"]["id"].startswith("out/")
+    assert (rows["dog"]["prompt_kind"], rows["dog"].get("category")) == ("unseen", None)
+    table.write_text("image,prompt,prompt_kind\ncat,make it snow,original\ncat,make it snow,unseen\ndog,hail,unseen\n")
+    with pytest.raises(ProblemsError, match=r"prompts\.csv:3: says something else of \('cat',\) than before"):
+        import_folder(folder, rules)
+
+
 def test_rules_errors_name_the_key(tmp_path: Path, folder: Path) -> None:
     path = tmp_path / "rules.toml"
     path.write_text('[files]\nedited = "out/{method}.png"\n[prompts]\n')

@@ -12,6 +12,7 @@ import isr
 from isr.bench.checking import check_run
 from isr.bench.experiment import Experiment
 from isr.bench.merging import merge_experiments
+from isr.bench.records import load_report
 from isr.bench.results import Results
 from isr.bench.tables import make_tables, write_tables
 from isr.bench.worst_case import worst_case_table
@@ -130,6 +131,18 @@ def test_a_case_that_stands_twice_under_one_name_is_found(tmp_path: Path) -> Non
         f"case {first}-1: stands twice, also as {first}: one edit would count two times"
         in check_run(tmp_path / "run").wrong
     )
+
+
+def test_a_figure_over_several_editors_or_purifiers_says_so(tmp_path: Path) -> None:
+    def pooled(name: str, made: Experiment) -> list[str]:
+        run(made, tmp_path / name)
+        return [w for w in load_report(tmp_path / name).warnings if "pool" in w]
+
+    assert pooled("one", toy()) == []
+    (told,) = pooled("transfer", experiment(WHITE, TRANSFER))
+    assert told.startswith("The figures above pool 2 editors that the perturbations were made on:")
+    (told,) = pooled("purified", toy(purifiers=["jpeg:75"]))
+    assert told == "The figures above pool 2 purifiers: see each by itself (--by method,editor,purifier; isr tables)."
 
 
 def test_isr_compare_tells_the_sources_apart(tmp_path: Path) -> None:
