@@ -125,6 +125,7 @@ def _run(options: argparse.Namespace) -> int:
     from ..bench.judging import experiment_judges, judge_open, judge_run, judged_cases, judging_arguments
     from ..bench.plan import make_plan
     from ..bench.plugins import import_user_plugins
+    from ..bench.preflight import check_settings
     from ..bench.remeasure import lacking_text, retry_missing
     from ..bench.results import Results
     from ..bench.tables import write_tables
@@ -137,6 +138,8 @@ def _run(options: argparse.Namespace) -> int:
     plan = make_plan(experiment, items if options.shard is None else share(items, options.shard))
     folder = folder_of(experiment, options.out)
     files = ExperimentFiles.at(folder)
+    if not files.exists() or files.info()["hash"] != experiment.hash:  # else it was found good when it was begun
+        check_settings(experiment, source=repr(options.experiment))
     if options.dry_run:
         judges: Any
         try:

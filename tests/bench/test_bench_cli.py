@@ -11,7 +11,9 @@ from bench_help import run, toy, use_plugins
 
 from isr.bench.card import make_card
 from isr.bench.engine import InlineEngine
+from isr.bench.experiment import SHIPPED, load_experiment
 from isr.bench.local_engine import LocalEngine
+from isr.bench.preflight import check_settings
 from isr.bench.results import Results
 from isr.bench.tables import make_tables, write_tables
 from isr.cli import main
@@ -148,3 +150,31 @@ def test_tables_name_their_ablation_and_noise_has_no_noise_beside_it(tmp_path: P
     column = [head for _, head in control.heads].index("noise arm")
     assert {row[column].text for row in control.rows if row[3].text == "noise"} == {"–"}
     assert not any("no noise arm" in note for note in control.notes)
+
+
+def test_settings_that_nothing_takes_are_found_before_anything_is_made(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(
+        TOML.replace('name = "toy-shift"', 'name = "toy-shift"\noptions = { nolevels = 3 }').replace(
+            'metrics = ["psnr"]', 'purifiers = ["jpeg:75", "jpeg:ten", "vae", { name = "vae", editor = "toy" }]'
+        )
+        + '[[attacks]]\nname = "photoguard-encoder"\noptions = { iterations = -3 }\n[noise.options]\neps = "big"\n'
+    )
+    out = tmp_path / "new"
+    for more in ([], ["--dry-run"]):
+        error = told(capsys, "run", file, "--out", out, "--quiet", "--workers", "0", *more)
+        lines = [line.strip() for line in error.splitlines()[1:]]
+        assert lines == [
+            "attacks.0.options: there is no setting 'nolevels'",
+            "attacks.1.options: iterations must be a whole number of at least 1, not -3",
+            "noise.options: budget eps must be a positive number on [0, 1] pixels (0.03, not 8), not 'big'",
+            "purifiers.1: quality must be a whole number from 1 to 100, got 'ten'",
+            'purifiers.2: needs an editor\'s networks; name one of the file\'s editors: { name = "…", editor = "LABEL" }',
+        ]
+        assert not out.exists()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_files_pass_the_check_of_their_settings(name: str) -> None:
+    check_settings(load_experiment(name), source=name)
