@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 from ..errors import UsageError
+from .card import write_card
 from .files import ExperimentFiles
 from .results import Results
 from .tables import write_tables
@@ -34,6 +35,8 @@ def pack_run(folder: str | Path, out: str | Path, *, images: bool = True) -> Pat
     target = Path(out)
     if target.exists():
         raise UsageError(f"out: {str(target)!r} exists; give another name")
+    if not (files.folder / "card.json").is_file():  # of a run that was killed before its end
+        write_card(results)
     parts: dict[str, Path] = {n: files.folder / n for n in _ROWS if (files.folder / n).is_file()}
     for table in write_tables(results, files.folder / "tables"):
         parts[f"tables/{table.name}"] = table

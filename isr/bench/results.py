@@ -201,7 +201,10 @@ class Results:
             rate = isr_at_k(chosen, k, seed="redraw")
         except UsageError as error:
             return {"isr_at_k": None, "isr_at_k_reason": str(error)}
+        # The same redraws without protection: an editor that fails k times by itself is no immunizer's merit.
+        control = isr_at_k(chosen, k, seed="redraw", outcome="control") if chosen["control"].notna().all() else None
         return {
+            "control_at_k": None if control is None else control.value,
             "isr_at_k": rate.value, "isr_at_k_low": rate.interval.low, "isr_at_k_high": rate.interval.high,
             "isr_at_k_bound_high": rate.bounds[1], "isr_at_k_n": rate.n, "k": k,
         }  # fmt: skip

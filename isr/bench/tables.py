@@ -316,7 +316,18 @@ def _at_k(results: Results) -> list[PaperTable]:
         return []
     heads = [
         ("", h)
-        for h in ("source", "target", "purifier", "method", "prompts", "ISR ↑", f"ISR@{k} ↑", "interval", "pairs")
+        for h in (
+            "source",
+            "target",
+            "purifier",
+            "method",
+            "prompts",
+            "ISR ↑",
+            f"ISR@{k} ↑",
+            "interval",
+            f"control@{k}",
+            "pairs",
+        )
     ]
     body = []
     notes: dict[str, None] = {}
@@ -329,10 +340,11 @@ def _at_k(results: Results) -> list[PaperTable]:
             _percent(row["isr"]),
             _percent(row.get("isr_at_k")),
             _span(row.get("isr_at_k_low"), row.get("isr_at_k_high")),
+            _percent(row.get("control_at_k")),
         ]
         cells.append(str(int(row["isr_at_k_n"])) if given else _DASH)
         body.append(tuple(TextCell(c) for c in cells))
-    told = f"ISR@{k}: the attacker redraws {k} seeds and keeps the best edit, so all must fail. Per (image, prompt), in per cent."
+    told = f"ISR@{k}: the attacker redraws {k} seeds and keeps the best edit, so all must fail; control@{k}: the same without protection. Per (image, prompt), in per cent."
     return [PaperTable("isr-at-k", f"The attacker redraws {k} seeds", tuple(heads), tuple(body), (told, *notes))]
 
 

@@ -121,6 +121,7 @@ def test_the_card_says_who_made_what(tmp_path: Path) -> None:
     (making,) = make_card(Results(tmp_path / "run", n_boot=200))["makings"]
     assert (making["steps"], making["engine"]["engine"]) == (24, "local")
     assert making["hardware"]["cores"] >= 1
+    assert making["hardware"]["memory_bytes"] > 2**28
     worker = making["workers"]["local-0"]
     assert worker["batches"] > 0
     spent = sum(worker[k] for k in ("working", "loading", "before", "between", "after"))

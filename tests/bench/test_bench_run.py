@@ -326,8 +326,10 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "judged     12 of 12" in isr("status", run_folder)
     assert "# " not in isr("tables", run_folder, "--resamples", "200", "--reported", "V")
     assert "Nothing is wrong." in isr("check", run_folder)
+    (run_folder / "card.json").unlink()  # killed before its end
     isr("pack", run_folder)
     shutil.unpack_archive(tmp_path / "out.zip", tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / "out" / "card.json").is_file()
     assert check_run(tmp_path / "unpacked" / "out").ok
     card = json.loads((run_folder / "card.json").read_text())
     assert card["origin"] == "measured"

@@ -148,6 +148,13 @@ def test_tables_of_a_run(tmp_path: Path) -> None:
         assert int(mine["n"].iloc[0]) == 8  # 4 pictures × 2 redraws
     assert set(long["isr_at_k_n"]) == {4}
     assert (long["isr_at_k"] <= long["isr"]).all()
+    # Counted: pairs of which both redraws without protection are defeated, over all four.
+    for row in long.to_dict("records"):
+        mine = results.frame
+        for column in ("method", "prompt_kind", "purifier"):
+            mine = mine[mine[column] == row[column]]
+        each = mine.groupby(["image_id", "prompt"])["control"].agg(lambda c: set(c) == {"success"})
+        assert (len(each), row["control_at_k"]) == (4, each.sum() / 4)
     names = {p.name for p in write_tables(results, tmp_path / "tables")}
     assert {"tables.md", "tables.tex", "tables.html", "long.csv"} <= names
     page = (tmp_path / "tables" / "tables.html").read_text()
