@@ -21,6 +21,11 @@ import isr
 
 EDITS = 300
 KILLS = 6
+#: `python -m isr` where SIGINT is not ignored, as it is in the background jobs of a shell.
+LISTENING = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('isr', run_name='__main__', alter_sys=True)"
+)
 SCRIPT = Path(__file__).with_name("killed_run.py")
 
 
@@ -92,8 +97,8 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_what_was_received(tmp_path: Path) ->
     with serve("compatible", latency=0.1) as server:
         command = [
             sys.executable,
-            "-m",
-            "isr",
+            "-c",
+            LISTENING,
             "evaluate",
             str(manifest),
             "--judge",
