@@ -1,8 +1,8 @@
 """The networks behind the MiniWorld referees, and how their weights are read. Needs torch; imported late.
 
-Three kinds that share no layer: a plain convolutional net (`plain`), a residual net that also sees the original
-(`residual`), and a small patch transformer (`patches`). Each has one classifier per scene attribute and, on a trunk of
-its own, one degradation logit.
+Three kinds that share no layer: a plain convolutional net (`plain`), a residual net (`residual`), and a small patch
+transformer (`patches`). Each has one classifier per scene attribute and, on a trunk of its own that sees edit and
+original, a map of local damage with one degradation logit.
 """
 
 from __future__ import annotations
@@ -63,12 +63,18 @@ class _ResidualTrunk(nn.Sequential):
 
 
 class _PatchTrunk(nn.Module):
-    """A transformer on 8×8-pixel patches with learnt positions; the tokens' mean and maximum go on."""
+    """A transformer on overlapping patches, 8×8 of them, with learnt positions; the tokens' mean and maximum go on."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         size = 96
-        self.patch = nn.Sequential(nn.Conv2d(channels, 32, 4, 4), nn.GELU(), nn.Conv2d(32, size, 2, 2))
+        self.patch = nn.Sequential(
+            nn.Conv2d(channels, 32, 4, 2, 1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 4, 2, 1),
+            nn.GELU(),
+            nn.Conv2d(64, size, 4, 2, 1),
+        )
         self.place = nn.Parameter(torch.randn(1, 64, size) * 0.02)
         layer = nn.TransformerEncoderLayer(
             size, 4, 2 * size, dropout=0.0, batch_first=True, norm_first=True, activation="gelu"
@@ -82,11 +88,63 @@ class _PatchTrunk(nn.Module):
         return y
 
 
-#: kind -> (trunk, whether the degradation trunk also sees the original)
-KINDS: Mapping[str, tuple[type[nn.Module], bool]] = {
-    "plain": (_PlainTrunk, False),
-    "residual": (_ResidualTrunk, True),
-    "patches": (_PatchTrunk, False),
+class _PlainDamage(nn.Module):
+    """Convolutions with batch normalisation down to 8×8 and up again: (B, 6, 64, 64) to (B, 1, 16, 16)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near = nn.Sequential(
+            nn.Conv2d(6, 24, 5, 2, 2), nn.ReLU(), _conv(24, 40), nn.MaxPool2d(2), _conv(40, 64), _conv(64, 64)
+        )
+        self.far = nn.Sequential(nn.MaxPool2d(2), _conv(64, 96), _conv(96, 96), nn.Upsample(scale_factor=2))
+        self.out = nn.Sequential(_conv(160, 64), nn.Dropout2d(0.1), nn.Conv2d(64, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        near = self.near(x)
+        y: torch.Tensor = self.out(torch.cat([near, self.far(near)], 1))
+        return y
+
+
+class _ResidualDamage(nn.Module):
+    """Pre-activation residual blocks at 16×16 and 8×8; (B, 6, 64, 64) to (B, 1, 16, 16)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near = nn.Sequential(nn.Conv2d(6, 24, 4, 2, 1), _Residual(24, 48, 2), _Residual(48, 64, 1))
+        self.far = nn.Sequential(_Residual(64, 80, 2), _Residual(80, 64, 1), nn.Upsample(scale_factor=2))
+        self.out = nn.Sequential(_Residual(64, 64, 1), nn.GELU(), nn.Conv2d(64, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        near = self.near(x)
+        y: torch.Tensor = self.out(near + self.far(near))
+        return y
+
+
+class _PatchDamage(nn.Module):
+    """A transformer on 4×4-pixel patches; (B, 6, 64, 64) to (B, 1, 16, 16)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        size = 64
+        self.patch = nn.Conv2d(6, size, 4, 4)
+        self.place = nn.Parameter(torch.randn(1, 256, size) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            size, 4, 2 * size, dropout=0.0, batch_first=True, norm_first=True, activation="gelu"
+        )
+        self.layers = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.out = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.layers(self.patch(x).flatten(2).transpose(1, 2) + self.place)
+        y: torch.Tensor = self.out(tokens).transpose(1, 2).unflatten(2, (16, 16))
+        return y
+
+
+#: kind -> (trunk of the attributes, network of the damage)
+KINDS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "plain": (_PlainTrunk, _PlainDamage),
+    "residual": (_ResidualTrunk, _ResidualDamage),
+    "patches": (_PatchTrunk, _PatchDamage),
 }
 
 
@@ -99,22 +157,24 @@ class RefereeNet(nn.Module):
 
     def __init__(self, kind: str, heads: Mapping[str, int], *, width: int = 144) -> None:
         super().__init__()
-        trunk, self.sees_original = KINDS[kind]
+        trunk, damage = KINDS[kind]
         self.scene = trunk(3, width)
         self.heads = nn.ModuleDict({f"head_{name}": nn.Linear(width, count) for name, count in heads.items()})
-        self.quality = trunk(6 if self.sees_original else 3, width // 2)
-        self.degraded = nn.Linear(width // 2, 1)
+        self.quality = damage()
 
     def attributes(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits per head of pictures (B, 3, 64, 64) in [−1, 1]."""
         seen = self.scene(x)
         return {name.removeprefix("head_"): head(seen) for name, head in self.heads.items()}
 
+    def damage(self, edited: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        """Damage of every 4×4 pixels, (B, 16, 16), 0 where nothing is wrong; from pictures (B, 3, 64, 64) in [−1, 1]."""
+        y: torch.Tensor = nn.functional.softplus(self.quality(torch.cat([edited, original], 1))[:, 0])
+        return y
+
     def degradation(self, edited: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-        """Degradation logits (B,); the plain and the patch net ignore the original."""
-        x = torch.cat([edited, original], 1) if self.sees_original else edited
-        logit: torch.Tensor = self.degraded(self.quality(x))[:, 0]
-        return logit
+        """Degradation (B,): logarithm of the damage's root mean square, so that small bad places count as well."""
+        return self.damage(edited, original).square().mean((1, 2)).clamp(min=1e-8).log() / 2
 
 
 def build(config: Mapping[str, Any]) -> RefereeNet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,20 @@ def test_a_verdict_follows_scores_and_thresholds(tmp_path: Path) -> None:
     assert all(v.semantic_mismatch and v.degradation for v in strict.judge(cases))
 
 
+@pytest.mark.parametrize("kind", ["plain", "residual", "patches"])
+def test_degradation_sums_up_a_map_of_local_damage(tmp_path: Path, kind: str) -> None:
+    from isr.judges._referee_nets import load
+
+    net = load(_folder(tmp_path, kind=kind)).net
+    edited, original = (torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(k)) * 2 - 1 for k in (0, 1))
+    found = net.damage(edited, original)
+    assert found.shape == (3, 16, 16)
+    assert float(found.min()) >= 0
+    expected = [math.log(math.sqrt(float((m.double() ** 2).mean()))) for m in found]
+    assert net.degradation(edited, original).tolist() == pytest.approx(expected, abs=1e-5)
+    assert not torch.equal(net.damage(edited, original), net.damage(edited, edited))  # the original is read
+
+
 def test_log_odds_of_the_asked_value(tmp_path: Path, item: MiniWorldItem) -> None:
     judge = RefereeJudge("a", folder=_folder(tmp_path))
     row = judge.scores([(item.target_image(), item.image, item.prompt)])[0]
@@ -156,7 +171,7 @@ def test_loading_errors_say_what_to_do(tmp_path: Path, item: MiniWorldItem, monk
         RefereeJudge("a", folder=tmp_path).identity()
     folder = _folder(tmp_path / "short")
     state = load_file(folder / "model.safetensors")
-    state.pop("degraded.bias")
+    state.pop("quality.out.2.bias")
     save_file(state, folder / "model.safetensors")
     with pytest.raises(IntegrityError, match=r"do not fit their config\.json"):
         RefereeJudge("a", folder=folder).identity()
@@ -242,11 +257,13 @@ def test_the_figures_on_the_labelled_edits_are_reproduced(name: str) -> None:
     with (data / "miniworld_labels.csv").open(encoding="utf-8", newline="") as file:
         rows = {int(r["item"]): r for r in csv.DictReader(file) if r["half"] == "measure"}
     stored = np.load(data / "miniworld_labels.npz")
-    world = miniworld(1 + max(int(r["image_id"].rsplit("-", 1)[1]) for r in rows.values()), "validation")
+    places = {i: tuple(map(int, r["image_id"].rsplit("-", 2)[1:])) for i, r in rows.items()}  # (seed, number)
+    (seed,) = {seed for seed, _ in places.values()}
+    world = miniworld(1 + max(number for _, number in places.values()), "validation", seed)
     cases = []
     for item, edited in zip(stored["item"], stored["edited"], strict=True):
         row = rows.pop(int(item))
-        original = world[int(row["image_id"].rsplit("-", 1)[1])].image
+        original = world[places[int(item)][1]].image
         assert pixel_digest(np.asarray(original)) == row["original_digest"]
         assert pixel_digest(edited) == row["edited_digest"]
         cases.append((PIL.Image.fromarray(edited), original, row["prompt"]))

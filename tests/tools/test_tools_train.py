@@ -28,7 +28,7 @@ def _run(*arguments: str, ok: bool = True) -> str:
         check=False,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,  # against hanging alone
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert (done.returncode == 0) is ok, done.stderr[-2000:]
@@ -84,6 +84,8 @@ def test_what_is_exported_loads(work: Path) -> None:
 
     from isr.data.miniworld import miniworld
 
+    told = [p for p in (work / "package").rglob("*.json") if str(work) in p.read_text("utf-8")]
+    assert told == []  # no folder of the machine that trained
     item = miniworld(1, "design")[0]
     for name in ("a", "b", "c"):
         judge = RefereeJudge(name, folder=work / "package" / f"referee-{name}")

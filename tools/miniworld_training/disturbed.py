@@ -15,14 +15,12 @@ import torch.nn.functional as F
 
 from isr.data.miniworld import EDITS
 
+from .damage import placed_freely
 from .models import MODELS
 from .pairs import Pairs
 from .trained import Trained
 
-__all__ = ["DISTURB", "FIRST", "draw_edits"]
-
-#: Where each referee's pairs begin, so that no two learn from the same pictures, and its own seed.
-FIRST = {"a": 0, "b": 13_000, "c": 26_000}
+__all__ = ["DISTURB", "draw_edits"]
 
 
 def _unit(noise: torch.Tensor) -> torch.Tensor:
@@ -72,10 +70,11 @@ DISTURB: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def draw_edits(
     work: Path, *, device: torch.device, only: str | None = None, tiny: bool = False, count: int = 1500, steps: int = 20
 ) -> None:
-    """Write `work/edits/<referee>.npz`: `edited`, `source` (N, 64, 64, 3) uint8, `strength` (N,), `editor` (N,).
+    """Write `work/edits/<referee>.npz`: `edited`, `source`, `target` (N, 64, 64, 3) uint8, `strength` (N,), `graded` (N,).
 
-    `count` edits from pictures as they are (strength 0) and as many from disturbed ones, by each trained editor. strength:
-    standard deviation of the noise in units of the latents' own, evenly spread over 0 to 1.2.
+    `count` edits from pictures as they are (strength 0) and as many from disturbed ones, by each trained editor, of the last
+    pairs of its set, which it has not seen where it was trained with fewer. strength: standard deviation of the noise in
+    units of the latents' own, 0 to 1.2, more of them weak. graded: whether the target is the one right picture.
     """
     trained = {name: m for name, m in MODELS.items() if m.pipeline(work).is_dir()}
     if not trained:
@@ -84,24 +83,31 @@ def draw_edits(
     for name in ("a", "b", "c"):
         if only not in {None, name} or (work / "edits" / f"{name}.npz").is_file():
             continue
-        found: dict[str, list[Any]] = {"edited": [], "source": [], "strength": [], "editor": []}
+        found: dict[str, list[Any]] = {"edited": [], "source": [], "target": [], "strength": [], "graded": []}
         for number, model in enumerate(trained.values()):
             editor, data = Trained(model, work, device), Pairs.load(work / model.pairs)
-            rng = np.random.default_rng([7, FIRST[name], number])
+            place = sorted(DISTURB).index(name)
+            rng = np.random.default_rng([7, place, number])
             torch.manual_seed(int(rng.integers(1 << 30)))
             wanted, size = (4, 2) if tiny else (count, 250)
-            rows = (FIRST[name] + np.arange(2 * wanted)) % len(data)
-            strength = np.where(np.arange(len(rows)) % 2 == 0, 0.0, rng.uniform(0, 1.2, len(rows))).astype(np.float32)
+            rows = (len(data) - 2 * wanted * (place + 1) + np.arange(2 * wanted)) % len(data)
+            level = 1.2 * rng.uniform(0, 1, len(rows)) ** 1.5
+            strength = np.where(np.arange(len(rows)) % 2 == 0, 0.0, level).astype(np.float32)
             for i in range(0, len(rows), size):
                 part = rows[i : i + size]
                 z = editor.latents(data.pictures[part, 0])
-                level = torch.from_numpy(strength[i : i + size])[:, None, None, None].to(device)
-                z = z + DISTURB[name](z) * level / editor.scale
+                z = (
+                    z
+                    + DISTURB[name](z)
+                    * torch.from_numpy(strength[i : i + size])[:, None, None, None].to(z)
+                    / editor.scale
+                )
                 prompts = [str(rng.choice(EDITS[data.edits[k]].wordings)) for k in part]
                 generator = torch.Generator().manual_seed(int(rng.integers(1 << 30)))
                 found["edited"].append(editor.edit(z, prompts, generator, steps=steps))
                 found["source"].append(data.pictures[part, 0])
+                found["target"].append(data.pictures[part, 1])
             found["strength"].append(strength)
-            found["editor"].append(np.full(len(rows), number))
-        order = np.random.default_rng(FIRST[name]).permutation(sum(map(len, found["strength"])))
+            found["graded"].append(~placed_freely([data.edits[k] for k in rows]))
+        order = np.random.default_rng(place).permutation(sum(map(len, found["strength"])))
         np.savez_compressed(work / "edits" / f"{name}.npz", **{k: np.concatenate(v)[order] for k, v in found.items()})

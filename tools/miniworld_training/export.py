@@ -78,6 +78,9 @@ def _editor(model: Model, work: Path, folder: Path) -> None:
         from diffusers import AutoencoderKL
 
         AutoencoderKL.from_pretrained(later).to(torch.float16).save_pretrained(folder / "vae")
+    for place in folder.glob("*/config.json"):  # where a part was loaded from is nobody's business
+        kept = {k: v for k, v in json.loads(place.read_text("utf-8")).items() if k != "_name_or_path"}
+        place.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", "utf-8")
     sizes = {
         place.parent.name: sum(v.numel() for v in load_file(place).values())
         for place in sorted(folder.glob("*/*.safetensors"))
@@ -138,17 +141,18 @@ def _referee(name: str, source: Path, folder: Path) -> None:
     for part in ("attributes", "degradation"):
         records = _records(source / part / "curve.jsonl")
         _curve(records, folder / f"curve_{part}.jsonl")
-        held |= {k: v for k, v in records[-1].items() if k.startswith(("accuracy", "degradation"))}
+        held |= {k: v for k, v in records[-1].items() if k.startswith(("accuracy", "rank_correlation"))}
         steps[part] = records[-1]["step"]
     use = "kept for final measurements; no design decision looks at it" if name == "c" else "one of the two that decide"
     lines = [
         "---", "license: apache-2.0", "---", "",
         f"# referee-{name}", "",
         f"A MiniWorld referee ({use}): network kind `{config['kind']}`, {steps['attributes']} steps for the attribute heads and {steps['degradation']} for the degradation head. It reads the edited "
-        "picture, the original and the prompt, never the description of the scene. Its degradation head learnt from the "
-        "editor's own edits of randomly disturbed image latents and from generic corruptions; no attacked picture was among them.", "",
-        "On held-out pictures (attribute heads: renders; degradation: area under the ROC curve, edits of disturbed against "
-        "undisturbed latents):", "",
+        "picture, the original and the prompt, never the description of the scene. Its degradation head learnt how far, in "
+        "structure, a picture is from the nearer of source and target: of the editor's own edits of randomly disturbed image "
+        "latents, of copies and of generic corruptions; no attacked picture was among them.", "",
+        "On held-out pictures (attribute heads: renders; degradation: rank correlation with that distance, over edits of "
+        "disturbed and undisturbed latents, and over the latter alone):", "",
         *(f"- {k}: {v:.3f}" for k, v in held.items()), "",
         f"Thresholds: {json.dumps(config['thresholds'])}.", "", _WARNING, "",
     ]  # fmt: skip

@@ -1,8 +1,8 @@
 """Training of the three referees. They share nothing: another kind of network, seed, pictures and kinds of corruption each.
 
 Attribute heads learn from renders and from the autoencoder's copies of them, some through noisy latents (the labels
-stay). Degradation heads learn from the editor's edits of disturbed and undisturbed image latents (`disturbed.py`) and
-from generic corruptions. Nothing here has seen an attacked picture.
+stay). Degradation heads learn how damaged (`damage.py`) the editor's edits of disturbed and undisturbed image latents
+(`disturbed.py`), copies of renders and generic corruptions are. Nothing here has seen an attacked picture.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .autoencoder import encode, pixels, trained_autoencoder
-from .disturbed import FIRST
+from .damage import MEASURES, severity
 from .loop import Plan, fit
 from .models import MODELS
 from .pairs import HEADS, Pairs
@@ -36,7 +36,8 @@ REFEREES: dict[str, dict[str, Any]] = {
     "c": {"kind": "patches", "width": 128, "seed": 303, "rate": 8e-4},
 }
 _SPAN, _EXAM = 12_000, 400
-_EDIT = 0.15  # how degraded an undisturbed edit counts in training
+#: Where each referee's pairs begin, so that no two learn from the same pictures.
+_FIRST = {"a": 0, "b": 13_000, "c": 26_000}
 
 
 def _noise_blur_blocks(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -133,7 +134,7 @@ def _pictures(
     kept: list[Any] = [[], [], [], []]
     for folder in sorted({m.pairs for m in MODELS.values() if (work / m.pairs / "edits.json").is_file()}):
         data = Pairs.load(work / folder)
-        first, span = (0, 20) if tiny else (min(FIRST[name], max(0, len(data) - _SPAN)), _SPAN)
+        first, span = (0, 20) if tiny else (min(_FIRST[name], max(0, len(data) - _SPAN)), _SPAN)
         flat = data.pictures[first : first + span].reshape(-1, *data.pictures.shape[2:])
         marks = torch.from_numpy(data.labels[first : first + span].reshape(len(flat), -1).astype(np.int64))
         cut = len(flat) - (4 if tiny else _EXAM)
@@ -193,54 +194,64 @@ def train_attributes(name: str, work: Path, *, plan: Plan, ranks: Ranks, batch: 
     )
 
 
-def train_degradation(name: str, work: Path, *, plan: Plan, ranks: Ranks, batch: int = 42, tiny: bool = False) -> None:
+def train_degradation(name: str, work: Path, *, plan: Plan, ranks: Ranks, batch: int = 48, tiny: bool = False) -> None:
     """Train the degradation head of one referee in `work/referee-<name>/degradation`.
 
-    What is surely fine is the autoencoders' copies of renders. The editor's own undisturbed edits stand above them
-    (target `_EDIT`), since some are smudged: the net has to find out which resemble which. The target of a disturbed edit
-    grows with the disturbance, 1 from 0.9 standard deviations on, so that the logit orders mild and severe ones; where it
-    counts as degraded is set from labels.
+    It learns a map of local damage (`damage.severity`) from edit and original alone: of undisturbed and disturbed edits
+    (those with one right picture), of the autoencoders' copies of targets, and of corrupted targets, with their sources as
+    originals; some are half one and half another. How much damage counts as degraded is set from labels.
     """
     config, seed, device = _config(name), int(REFEREES[name]["seed"]), ranks.device
-    flat, _, _, _ = _pictures(name, work, tiny=tiny)
     edits = np.load(work / "edits" / f"{name}.npz")
-    edited, source, strength = edits["edited"], edits["source"], edits["strength"]
-    last = len(edited) - (2 if tiny else min(800, len(edited) // 8))  # the rest is held out
-    clean, bad = (np.flatnonzero((strength[:last] > 0) == flag) for flag in (False, True))
+    seen, source, target = edits["edited"], edits["source"], edits["target"]
+    graded, strength = edits["graded"], edits["strength"]
+    last = len(seen) - (2 if tiny else min(400, len(seen) // 8))  # the rest is held out
+    usable = np.flatnonzero(graded[:last]) if graded[:last].any() else np.arange(last)
+    copied = np.random.default_rng([seed, 5]).permutation(last)[: 16 if tiny else 3000 if ranks.gpu else 1500]
+    copies = _copies(work, target[copied], 0.15, seed + 7, device)
     torch.manual_seed(seed + 1)
     net = build(config).to(device)
-    part = 4 if tiny else batch // 4
-    copied = np.random.default_rng([seed, 5]).permutation(len(flat))[: 16 if tiny else 3000 if ranks.gpu else 1500]
-    copies, origins = _copies(work, flat[copied], 0.15, seed + 7, device), flat[copied]
+    part = 4 if tiny else batch // 8
+
+    def draw(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        edit, fine, ruined = (
+            rng.choice(usable, 6 * part),
+            rng.integers(0, len(copied), part),
+            rng.integers(0, last, part),
+        )
+        rows = np.concatenate([edit, copied[fine], ruined])
+        before, asked = pixels(source[rows], device), pixels(target[rows], device)
+        y = torch.cat([pixels(np.concatenate([seen[edit], copies[fine]]), device), CORRUPT[name](asked[-part:], rng)])
+        # Damage in one place only: some edits keep it where a smooth mask says so, and are as asked elsewhere.
+        some = 2 * part
+        mask = F.interpolate(torch.rand(some, 1, 5, 5, device=device) * 3 - 1, size=64, mode="bilinear").clamp(0, 1)
+        y[:some] = mask * y[:some] + (1 - mask) * asked[:some]
+        if rng.random() < 0.5:
+            y, before, asked = y.flip(-1), before.flip(-1), asked.flip(-1)
+        return y, before, asked
 
     def loss(step: int) -> torch.Tensor:
-        rng = np.random.default_rng([seed, 1, step])
-        good, spoilt = rng.choice(clean, part), rng.choice(bad, part)
-        plain, broken = rng.integers(0, len(copies), part), rng.integers(0, len(flat), part)
-        ruined = pixels(flat[broken], device)
-        y = torch.cat(
-            [pixels(np.concatenate([copies[plain], edited[good], edited[spoilt]]), device), CORRUPT[name](ruined, rng)]
-        )
-        origin = torch.cat([pixels(np.concatenate([origins[plain], source[good], source[spoilt]]), device), ruined])
-        if rng.random() < 0.5:
-            y, origin = y.flip(-1), origin.flip(-1)
-        much = torch.from_numpy(np.clip(strength[spoilt] / 0.9, 0, 1)).float()
-        wrong = torch.cat(
-            [torch.zeros(part), torch.full((part,), _EDIT), _EDIT + (1 - _EDIT) * much, torch.ones(part)]
-        ).to(device)
-        return F.binary_cross_entropy_with_logits(net.degradation(_harmless(y), origin), wrong)
+        y, before, asked = draw(np.random.default_rng([seed, 1, step]))
+        truth = severity(y, before, asked, MEASURES[name])
+        found = net.damage(_harmless(y), before)
+        whole = [_whole(x) for x in (found, truth)]
+        return 20 * F.mse_loss(found, truth) + 0.2 * F.smooth_l1_loss(*whole)
 
     def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
         held = copy.deepcopy(net).eval()
-        held.quality, held.degraded = averages["quality"], averages["degraded"]
+        held.quality = averages["quality"]
+        rows = np.arange(last, len(seen))[graded[last:]] if graded[last:].any() else np.arange(last, len(seen))
+        y, before, asked = (pixels(x[rows], device) for x in (seen, source, target))
         with torch.no_grad():
-            scores = held.degradation(pixels(edited[last:], device), pixels(source[last:], device)).cpu()
-        spoilt, fine = torch.from_numpy(strength[last:] > 0.5), torch.from_numpy(strength[last:] == 0)
-        pairs = scores[spoilt][:, None] > scores[fine][None]
-        return {"degradation_auc": float(pairs.float().mean()) if pairs.numel() else float("nan")}
+            scores, truth = held.degradation(y, before), _whole(severity(y, before, asked, MEASURES[name]))
+        fine = torch.from_numpy(strength[rows] == 0)
+        return {
+            f"rank_correlation{which}": _rank_correlation(scores.cpu()[keep], truth.cpu()[keep])
+            for which, keep in (("", fine | True), ("_undisturbed", fine))
+        }
 
     fit(
-        {"quality": net.quality, "degraded": net.degraded},
+        {"quality": net.quality},
         loss,
         plan=_plan(plan, name),
         ranks=ranks,
@@ -250,11 +261,22 @@ def train_degradation(name: str, work: Path, *, plan: Plan, ranks: Ranks, batch:
     )
 
 
+def _whole(damage: torch.Tensor) -> torch.Tensor:
+    """(B,) of maps (B, 16, 16), as the referee's network sums them up."""
+    return damage.square().mean((1, 2)).clamp(min=1e-8).log() / 2
+
+
+def _rank_correlation(x: torch.Tensor, y: torch.Tensor) -> float:
+    if len(x) < 3:
+        return float("nan")
+    return float(np.corrcoef(x.argsort().argsort(), y.argsort().argsort())[0, 1])
+
+
 def join(name: str, work: Path) -> None:
     """Both trained parts → `work/referee-<name>/{config.json, model.safetensors}` (float16)."""
     folder, config = work / f"referee-{name}", _config(name)
     net = build(config)
-    for part, names in (("attributes", ("scene", "heads")), ("degradation", ("quality", "degraded"))):
+    for part, names in (("attributes", ("scene", "heads")), ("degradation", ("quality",))):
         state = torch.load(folder / part / "checkpoint.pt", weights_only=True, map_location="cpu")["averages"]
         for key in names:
             getattr(net, key).load_state_dict(state[key])
