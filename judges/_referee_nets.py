@@ -2,7 +2,7 @@
 
 Three kinds that share no layer: a plain convolutional net (`plain`), a residual net (`residual`), and a small patch
 transformer (`patches`). Each has one classifier per scene attribute and, on a trunk of its own that sees edit and
-original, a map of local damage with one degradation logit.
+original, a map of local damage, which its degradation sums up in one number.
 """
 
 from __future__ import annotations
@@ -149,10 +149,10 @@ KINDS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
 
 
 class RefereeNet(nn.Module):
-    """Attribute classifiers and a degradation logit.
+    """Attribute classifiers and a map of local damage.
 
     Args:
-        kind: one of `KINDS`. heads: head name -> number of values.
+        kind: one of `KINDS`. heads: head name -> number of values. width: features that the classifiers read.
     """
 
     def __init__(self, kind: str, heads: Mapping[str, int], *, width: int = 144) -> None:

@@ -1,8 +1,9 @@
 """MiniWorld's referees: small trained networks that answer the rubric about 64×64 MiniWorld pictures, offline and free.
 
 They read the two pictures and the prompt, never the description of the scene. Asked-for attribute: a classifier on the
-edited picture; category: the same on both pictures. Degradation: a logit trained on the editor's own edits of randomly
-disturbed image latents (no attacked picture among them) and on generic corruptions; it is no distance to a clean edit.
+edited picture; category: the same on both pictures. Degradation: the logarithm of the root mean square of a map of local
+damage, which a network paints from edit and original. It was trained on the editor's own edits of disturbed and undisturbed
+image latents, on copies and on generic corruptions (no attacked picture among them); it is no distance to a clean edit.
 What they may judge is decided by size, the presence of the original and the prompt's grammar alone, so that a wrecked
 edit can never leave the domain.
 """
@@ -41,7 +42,7 @@ class RefereeJudge(AskJudge):
     """A referee as a judge: `judges=["referee:a", "referee:b"]`.
 
     Args:
-        which: "a" (plain convolutional), "b" (residual, sees the original too) or "c" (patch transformer).
+        which: "a" (plain convolutional), "b" (residual) or "c" (patch transformer).
         folder: weights from elsewhere: a folder with config.json and model.safetensors.
 
     Raises:
@@ -128,7 +129,13 @@ class RefereeJudge(AskJudge):
         return verdicts
 
     def scores(self, cases: Sequence[tuple[PIL.Image.Image, PIL.Image.Image, str]]) -> list[dict[str, Any]]:
-        """Per case: asked attribute and value, log-odds that the edit shows it, the category of both pictures, degradation logit."""
+        """Per case: asked attribute and value, log-odds that the edit shows it, the category of both pictures, degradation.
+
+        `degradation` is the logarithm of the root mean square of local damage; lower is less.
+
+        Raises:
+            UsageError: a prompt that is not MiniWorld's, or a picture that is not 64×64.
+        """
         meanings = []
         for edited, original, prompt in cases:
             found = edits_for_prompt(prompt)

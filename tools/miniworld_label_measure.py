@@ -4,9 +4,10 @@
         --labeller "who or what labelled" --referees FOLDER --out tests/data
 
 `--sheets` is what tools/miniworld_label_sheets.py wrote, `--referees` a folder with referee-a, referee-b and referee-c.
-Halves are by picture (every second image number), so no picture is in both. Writes `miniworld_labels.csv` (digests and both labels),
-`miniworld_labels.json` (thresholds and figures, with the thresholds from labels and with those in the referees' config.json) and `miniworld_labels.npz` (the labelled pictures of the measuring half);
-with `--set` it also writes the thresholds into the referees' config.json.
+Halves are by picture (two image numbers in turn, so that both have both kinds of prompt), so no picture is in both. Writes
+`miniworld_labels.csv` (digests and both labels), `miniworld_labels.json` (thresholds and figures, with the thresholds from
+labels and with those in the referees' config.json) and `miniworld_labels.npz` (the labelled pictures of the measuring
+half); with `--set` it also writes the thresholds into the referees' config.json.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     setting = np.array(
         [int(row["image_id"].rsplit("-", 1)[1]) % 4 < 2 for row in key]
-    )  # pairs: both prompt kinds in each half
+    )  # two in turn: both prompt kinds in each half
     thresholds: dict[str, dict[str, float]] = {}
     verdicts: dict[str, dict[str, Bools]] = {}
     shipped: dict[str, dict[str, Bools]] = {}

@@ -182,6 +182,85 @@ def test_thresholds_are_where_most_labels_agree() -> None:
     assert best_threshold(scores, [scores >= 1, scores >= 3]) == 1.5
 
 
+def test_the_shipped_cards_are_those_of_the_files_beside_them() -> None:
+    from miniworld_training.export import editor_card, referee_card
+    from miniworld_training.models import MODELS
+
+    package = ROOT / "packages" / "miniworld" / "isr_miniworld" / "weights"
+    shipped = sorted(p.name for p in package.iterdir())
+    assert {"mini-ip2p", "referee-a", "referee-b"} <= set(shipped)
+    for name in shipped:
+        folder = package / name
+        card = editor_card(MODELS[name], folder) if name in MODELS else referee_card(name[-1], folder)
+        assert (folder / "README.md").read_text("utf-8") == card, name
+
+
+def test_a_referee_whose_thresholds_no_labels_set_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from miniworld_training import export
+
+    (tmp_path / "config.json").write_text(
+        '{"kind": "plain", "thresholds": {"asked": 0.0, "degradation": -2.0}}', "utf-8"
+    )
+    for part in ("attributes", "degradation"):
+        (tmp_path / f"curve_{part}.jsonl").write_text('{"step": 10, "accuracy_hair": 0.5}\n', "utf-8")
+    row = {"where_labellings_agree": {"n": 8, "share": 0.75, "low": 0.5, "high": 0.875}}
+    record = {
+        "labeller": "a rule", "items": 16, "thresholds": {"a": {"asked": 1.0, "degradation": -2.0}},
+        "measuring_half_at_the_referees_own_thresholds":
+            {"all": {c: {"referee_a": row} for c in ("mismatch", "degraded")}},
+    }  # fmt: skip
+    (tmp_path / "labels.json").write_text(json.dumps(record), "utf-8")
+    monkeypatch.setattr(export, "LABELS", tmp_path / "labels.json")
+    told = export.referee_card("a", tmp_path)
+    assert "one half of 16 edits" in told
+    assert "75.0 % (50 to 88) on mismatch" in told
+    assert "Who labelled: a rule." in told
+    record["thresholds"] = {"a": {"asked": 1.0, "degradation": -2.5}}  # the labels of other weights
+    (tmp_path / "labels.json").write_text(json.dumps(record), "utf-8")
+    for name in ("labels.json", "absent.json"):
+        monkeypatch.setattr(export, "LABELS", tmp_path / name)
+        told = export.referee_card("a", tmp_path)
+        assert "No record of labels belongs to them." in told
+        assert "a rule" not in told
+
+
+def test_shipped_configurations_name_no_folder_of_the_machine_that_trained() -> None:
+    def texts(value: object) -> list[str]:
+        if isinstance(value, dict):
+            return [t for pair in value.items() for part in pair for t in texts(part)]
+        if isinstance(value, list):
+            return [t for part in value for t in texts(part)]
+        return [value] if isinstance(value, str) else []
+
+    folder = ROOT / "packages" / "miniworld" / "isr_miniworld"
+    places = [p for p in folder.rglob("*.json") if p.name != "tokenizer.json"]  # whose words may begin with a stroke
+    places.append(ROOT / "tests" / "data" / "miniworld_labels.json")
+    assert len(places) > 8
+    told = [
+        (p.name, t) for p in places for t in texts(json.loads(p.read_text("utf-8"))) if t.startswith(("/", "~", "C:"))
+    ]
+    assert told == []
+
+
+def test_the_training_knows_no_attack() -> None:
+    """No module of the training imports attacks or immunization, so no attacked picture can be in it."""
+    import ast
+
+    files = [*sorted((ROOT / "tools" / "miniworld_training").glob("*.py")), TOOL]
+    assert len(files) > 10
+    imported = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported |= {f"{node.module or ''}.{alias.name}" for alias in node.names}
+    assert any("isr.data.miniworld" in name for name in imported)
+    assert [
+        name for name in sorted(imported) if "attack" in name or "immuni" in name or name.startswith("isr.run")
+    ] == []
+
+
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     assert "run the stage `pairs` first" in _run(str(TOOL), "autoencoder", "--work", str(tmp_path), ok=False)
     assert "invalid choice" in _run(str(TOOL), "everything", "--work", str(tmp_path), ok=False)
