@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .dataset import stored_items
 from .experiment import Experiment, canonical_json
 from .files import ExperimentFiles, StepRow
 from .plan import planned_cases, step_key
+from .recheck import agree, recheck
 from .records import names_of, place_of
 
 __all__ = ["Check", "check_run"]
@@ -25,11 +26,12 @@ __all__ = ["Check", "check_run"]
 
 @dataclass
 class Check:
-    """What was looked at and what is wrong. `ok` when nothing is."""
+    """What was looked at, what is wrong, missing, or could not be looked at (`unchecked`). `ok` when nothing is wrong."""
 
     looked: dict[str, int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -40,14 +42,16 @@ class Check:
 
     def text(self) -> str:
         lines = [f"{n:,} {what}" for what, n in self.looked.items()]
-        lines += [f"  missing: {m}" for m in self.missing] + [f"  ! {w}" for w in self.wrong]
+        lines += [f"  missing: {m}" for m in self.missing] + [f"  not checked: {u}" for u in self.unchecked]
+        lines += [f"  ! {w}" for w in self.wrong]
         lines.append("Nothing is wrong." if self.ok else f"{len(self.wrong)} things are wrong.")
         return "\n".join(lines)
 
 
 def check_run(folder: str | Path) -> Check:
     """Check a run of one's own or a stranger's: step names against their contents, pictures against their digests, every
-    perturbation against its budget on the stored pictures, cases against steps, answers against stored replies.
+    perturbation against its budget on the stored pictures, every image metric measured again on them (`recheck`), cases against
+    steps, answers against stored replies.
 
     Raises:
         UsageError: no experiment run there. IntegrityError: files that are not of this layout at all.
@@ -65,6 +69,7 @@ def check_run(folder: str | Path) -> Check:
     for row in rows.values():
         _step(row, rows, files, found)
     found.count("steps", len(rows))
+    _metrics(files, rows, found)
     if files.run.exists():
         _cases(files, rows, found)
         _labels(files, info, rows, found)
@@ -162,7 +167,24 @@ def _budget(row: StepRow, name: str, files: ExperimentFiles, found: Check) -> No
         found.wrong.append(
             f"{name}: records {row.result.get('measured', {}).get('levels')} levels, the pictures differ by {seen.levels}"
         )
+    for what, value in asdict(seen).items():
+        told = row.result.get("measured", {}).get(what, value)
+        if what != "levels" and not (_is_size(told) and agree(told, value)):
+            found.wrong.append(f"{name}: records {what} {told!r:.60}, the pictures differ by {value:.7g}")
     found.count("perturbations measured")
+
+
+def _is_size(value: Any) -> bool:
+    return value == "inf" or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _metrics(files: ExperimentFiles, rows: dict[str, StepRow], found: Check) -> None:
+    """Every metric value on the stored pictures, whatever the rows say."""
+    again = recheck(rows, files)
+    found.wrong += again.wrong
+    found.unchecked += again.unchecked
+    if again.values:
+        found.count("metric values measured again", again.values)
 
 
 def _cases(files: ExperimentFiles, rows: dict[str, StepRow], found: Check) -> None:

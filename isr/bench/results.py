@@ -205,8 +205,10 @@ class Results:
         control = isr_at_k(chosen, k, seed="redraw", outcome="control") if chosen["control"].notna().all() else None
         return {
             "control_at_k": None if control is None else control.value,
+            "control_at_k_bound_low": None if control is None else control.bounds[0],
+            "control_at_k_bound_high": None if control is None else control.bounds[1],
             "isr_at_k": rate.value, "isr_at_k_low": rate.interval.low, "isr_at_k_high": rate.interval.high,
-            "isr_at_k_bound_high": rate.bounds[1], "isr_at_k_n": rate.n, "k": k,
+            "isr_at_k_bound_low": rate.bounds[0], "isr_at_k_bound_high": rate.bounds[1], "isr_at_k_n": rate.n, "k": k,
         }  # fmt: skip
 
     def _rows(self, where: Mapping[str, str]) -> pd.DataFrame:

@@ -325,7 +325,9 @@ def _at_k(results: Results) -> list[PaperTable]:
             "ISR ↑",
             f"ISR@{k} ↑",
             "interval",
+            "bounds",
             f"control@{k}",
+            f"control@{k} bounds",
             "pairs",
         )
     ]
@@ -340,11 +342,13 @@ def _at_k(results: Results) -> list[PaperTable]:
             _percent(row["isr"]),
             _percent(row.get("isr_at_k")),
             _span(row.get("isr_at_k_low"), row.get("isr_at_k_high")),
+            _span(row.get("isr_at_k_bound_low"), row.get("isr_at_k_bound_high")),
             _percent(row.get("control_at_k")),
+            _span(row.get("control_at_k_bound_low"), row.get("control_at_k_bound_high")),
         ]
         cells.append(str(int(row["isr_at_k_n"])) if given else _DASH)
         body.append(tuple(TextCell(c) for c in cells))
-    told = f"ISR@{k}: the attacker redraws {k} seeds and keeps the best edit, so all must fail; control@{k}: the same without protection. Per (image, prompt), in per cent."
+    told = f"ISR@{k}: the attacker redraws {k} seeds and keeps the best edit, so all must fail; control@{k}: the same without protection; bounds: whatever the missing verdicts were. Per (image, prompt), in per cent."
     return [PaperTable("isr-at-k", f"The attacker redraws {k} seeds", tuple(heads), tuple(body), (told, *notes))]
 
 

@@ -14,7 +14,7 @@ from bench_help import run, toy
 from isr.bench.papertable import PaperTable, TextCell
 from isr.bench.reported import reported_for, reported_rows
 from isr.bench.results import Results, mean_of
-from isr.bench.tables import make_tables, write_tables
+from isr.bench.tables import _at_k, make_tables, write_tables
 from isr.bench.worst_case import worst_case_table
 
 
@@ -51,6 +51,59 @@ def test_worst_case_by_hand() -> None:
     # Complete pairs a, b, d: immunized 1/3, control 1/3 (b), excess 0.
     assert (found["n_pairs"], found["excess"]) == (3, 0.0)
     assert found["paired_control"] == pytest.approx(1 / 3)
+
+
+def test_isr_at_k_by_hand_in_every_rendering() -> None:
+    s, f, u = "success", "failure", "undetermined"
+    # image: two redraws, each (immunized, control)
+    redraws = {
+        "a": [(s, f), (s, f)],  # success; its control fails
+        "b": [(s, s), (u, s)],  # undetermined; its control is defeated twice
+        "c": [(f, s), (u, u)],  # a failure decides; its control is undetermined
+        "d": [(f, f), (s, u)],  # failure; so is its control, whatever the other redraw is
+        "e": [(u, u), (u, u)],  # undetermined; so is its control
+    }
+    rows = [
+        {"table": "main", "source": "e", "target": "e", "purifier": "none", "method": "m", "prompt_kind": "original", "image_id": i,
+         "prompt": "p", "redraw": n, "outcome": o, "control": c}
+        for i, pairs in redraws.items() for n, (o, c) in enumerate(pairs)
+    ]  # fmt: skip
+    fake: Any = SimpleNamespace(frame=pd.DataFrame(rows), experiment=toy(seeds={"redraws": 2}), report=object())
+    fake._rows = lambda where: Results._rows(fake, where)
+    found = Results._at_k(fake, ("main", "e", "e", "none", "m", "original"))
+    # 5 pairs. Immunized: 1 success, 2 undetermined: [1/5, 3/5]. Control: 1 (b), 2 undetermined (c, e): [1/5, 3/5].
+    assert (found["isr_at_k_n"], found["isr_at_k"], found["control_at_k"]) == (5, 0.2, 0.2)
+    assert (found["isr_at_k_bound_low"], found["isr_at_k_bound_high"]) == (0.2, 0.6)
+    assert (found["control_at_k_bound_low"], found["control_at_k_bound_high"]) == (0.2, 0.6)
+    # 4 of the 10 edits succeed: a twice, b and d once.
+    fake.long = pd.DataFrame([{**rows[0], **found, "isr": 0.4}])
+    (table,) = _at_k(fake)
+    cells = dict(zip(table.columns, (c.text for c in table.rows[0]), strict=True))
+    low, high = (f"{100 * found[f'isr_at_k_{end}']:.1f}" for end in ("low", "high"))
+    assert cells == {
+        "source": "e", "target": "e", "purifier": "none", "method": "m", "prompts": "original", "ISR ↑": "40.0", "ISR@2 ↑": "20.0",
+        "interval": f"[{low}, {high}]", "bounds": "[20.0, 60.0]", "control@2": "20.0", "control@2 bounds": "[20.0, 60.0]", "pairs": "5",
+    }  # fmt: skip
+    for text in (table.markdown(), table.latex(), table.html(), table.csv()):
+        plain = text.replace("\\", "").replace("{}", "")
+        assert plain.count("[20.0, 60.0]") == 2
+        assert "bounds: whatever the missing verdicts were" in plain or text == table.csv()
+
+
+def test_isr_at_k_that_does_not_exist_has_no_bounds() -> None:
+    row = {
+        "source": "e",
+        "target": "e",
+        "purifier": "none",
+        "method": "m",
+        "prompt_kind": "original",
+        "table": "main",
+        "isr": 0.5,
+    }
+    long = pd.DataFrame([{**row, "isr_at_k": None, "isr_at_k_reason": "an edit is missing"}])
+    (table,) = _at_k(cast(Any, SimpleNamespace(long=long, experiment=toy(seeds={"redraws": 2}), report=object())))
+    assert [c.text for c in table.rows[0]][6:] == ["n/a", "", "", "n/a", "", "–"]
+    assert table.notes[-1] == "an edit is missing"
 
 
 def test_means_never_hide_what_is_missing_or_infinite() -> None:
