@@ -229,3 +229,17 @@ def test_without_weights_it_is_said_and_the_rest_is_checked(
     assert found.looked["metric values measured again"] == 3
     name, found = changed(learned, tmp_path, lambda row: row["result"]["metrics"]["psnr"].update(value=50))
     assert [w.split(", the")[0] for w in found.wrong] == [f"{name}: psnr is recorded as 50"]
+
+
+def test_rounding_is_a_tolerance_of_its_pair_only(whole: Path) -> None:
+    from isr.bench.recheck import Rechecked, _Checker
+
+    files = ExperimentFiles.at(whole)
+    rows = files.steps()
+    row = next(r for r in rows.values() if r.kind == "measure" and r.spec["against"] == "control")
+    checker = _Checker(rows, files, Rechecked())
+    value = row.result["metrics"]["vifp"]["value"]
+    # As if float32 had been off by about 0.01 on this pair: another machine may be off by 0.05, but not by 0.2.
+    assert checker._rounding(row, "vifp", value + 0.05, value + 0.01)
+    assert not checker._rounding(row, "vifp", value + 0.2, value + 0.01)
+    assert not checker._rounding(row, "vifp", "inf", value)
