@@ -22,11 +22,11 @@ from isr.bench.local_engine import LocalEngine
 from isr.bench.plan import Plan, make_plan
 from isr.bench.work import THREADS
 
-#: Three to four minutes on two idle cores; a busy machine measures its other work.
+#: Six to seven minutes on two idle cores; a busy machine measures its other work.
 LONG = True
 #: Every process, ours and the bare ones, starts, imports and loads for some 7 s; with few pictures that is much of the whole,
 #: in a real experiment (hours) nothing. Both are printed: whole times, and times after loading.
-PICTURES = 12
+PICTURES = 36
 
 
 def matrix(pictures: int) -> tuple[Experiment, list[Item]]:
