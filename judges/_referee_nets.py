@@ -19,7 +19,7 @@ from torch import nn
 
 from isr.errors import IntegrityError, UsageError
 
-__all__ = ["KINDS", "Loaded", "RefereeNet", "build", "load"]
+__all__ = ["KINDS", "Loaded", "RefereeNet", "build", "load", "summed_up"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -148,6 +148,11 @@ KINDS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
 }
 
 
+def summed_up(damage: torch.Tensor) -> torch.Tensor:
+    """(B,): logarithm of the root mean square of maps (B, 16, 16), so that small bad places count as well."""
+    return damage.square().mean((1, 2)).clamp(min=1e-8).log() / 2
+
+
 class RefereeNet(nn.Module):
     """Attribute classifiers and a map of local damage.
 
@@ -173,8 +178,8 @@ class RefereeNet(nn.Module):
         return y
 
     def degradation(self, edited: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-        """Degradation (B,): logarithm of the damage's root mean square, so that small bad places count as well."""
-        return self.damage(edited, original).square().mean((1, 2)).clamp(min=1e-8).log() / 2
+        """Degradation (B,): the damage, `summed_up`."""
+        return summed_up(self.damage(edited, original))
 
 
 def build(config: Mapping[str, Any]) -> RefereeNet:

@@ -56,3 +56,21 @@ def run(
         if judge:
             judge_run(plan, files, experiment_judges(experiment), cache=False)
     return made
+
+
+def toy_toml(*, metrics: str = "psnr", judged: bool = True) -> str:
+    """An experiment file of two pictures, one prompt, the toy editor and the toy attack."""
+    judging = '[judging]\njudges = ["toy-judge:a", "toy-judge:b"]\n' if judged else ""
+    return f"""
+name = "toy"
+metrics = ["{metrics}"]
+[data]
+source = "miniworld"
+n = 2
+[prompts]
+kinds = ["original"]
+[[editors]]
+name = "toy"
+[[attacks]]
+name = "toy-shift"
+{judging}"""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_help import run, toy, use_plugins
+from bench_help import run, toy, toy_toml, use_plugins
 
 from isr.bench.card import make_card
 from isr.bench.engine import InlineEngine
@@ -18,21 +18,7 @@ from isr.bench.results import Results
 from isr.bench.tables import make_tables, write_tables
 from isr.cli import main
 
-TOML = """
-name = "toy"
-metrics = ["psnr"]
-[data]
-source = "miniworld"
-n = 2
-[prompts]
-kinds = ["original"]
-[[editors]]
-name = "toy"
-[[attacks]]
-name = "toy-shift"
-[judging]
-judges = ["toy-judge:a", "toy-judge:b"]
-"""
+TOML = toy_toml()
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_help import plan_of, run, toy, use_plugins
+from bench_help import plan_of, run, toy, toy_toml, use_plugins
 
 from isr.bench.checking import check_run
 from isr.bench.engine import InlineEngine, StepError
@@ -177,19 +177,7 @@ def test_machines_with_different_weights_complete_each_other(tmp_path: Path, wei
     assert all(m["value"] is not None for r in found for m in r.result["metrics"].values())
 
 
-TOML = """
-name = "toy"
-metrics = ["lpips"]
-[data]
-source = "miniworld"
-n = 2
-[prompts]
-kinds = ["original"]
-[[editors]]
-name = "toy"
-[[attacks]]
-name = "toy-shift"
-"""
+TOML = toy_toml(metrics="lpips", judged=False)
 
 
 def test_the_command(

@@ -15,6 +15,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from isr.metrics.pairs import luminance
+from isr.transforms.pixel import gaussian_kernel
+
 __all__ = ["MEASURES", "Measure", "placed_freely", "severity"]
 
 #: What appears at a place of its own choice: the target shows only one of many right answers.
@@ -41,15 +44,10 @@ def placed_freely(edits: Sequence[str]) -> npt.NDArray[np.bool_]:
 
 def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
     radius = int(3 * sigma + 0.5)
-    line = torch.exp(-(torch.arange(-radius, radius + 1, device=x.device) ** 2) / (2 * sigma**2))
-    line = (line / line.sum()).to(x)
+    line = gaussian_kernel(2 * radius + 1, sigma).to(x)
     n, c, h, w = x.shape
     x = F.pad(x.reshape(n * c, 1, h, w), (radius,) * 4, mode="reflect")
     return F.conv2d(F.conv2d(x, line.view(1, 1, 1, -1)), line.view(1, 1, -1, 1)).view(n, c, h, w)
-
-
-def _gray(x: torch.Tensor) -> torch.Tensor:
-    return (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def _apart(x: torch.Tensor, y: torch.Tensor, measure: Measure) -> torch.Tensor:
@@ -68,6 +66,6 @@ def severity(seen: torch.Tensor, before: torch.Tensor, asked: torch.Tensor, meas
         seen, before, asked: the edit, its source and its target, (B, 3, 64, 64) in [−1, 1].
     """
     parts = [(x + 1) / 2 for x in (seen, before, asked)]
-    y, source, target = [_gray(x) for x in parts] if measure.gray else parts
+    y, source, target = [luminance(x.movedim(1, 0))[:, None] for x in parts] if measure.gray else parts
     apart = torch.minimum(_apart(y, source, measure), _apart(y, target, measure))
     return F.avg_pool2d(apart, 4)[:, 0]

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from isr.judges._referee_nets import CONFIG, WEIGHTS, build
+from isr.judges._referee_nets import CONFIG, WEIGHTS, build, summed_up
 from safetensors.torch import save_file
+from scipy.stats import spearmanr
 from torch import nn
 
 from .autoencoder import encode, pixels, trained_autoencoder
@@ -234,7 +235,7 @@ def train_degradation(name: str, work: Path, *, plan: Plan, ranks: Ranks, batch:
         y, before, asked = draw(np.random.default_rng([seed, 1, step]))
         truth = severity(y, before, asked, MEASURES[name])
         found = net.damage(_harmless(y), before)
-        whole = [_whole(x) for x in (found, truth)]
+        whole = [summed_up(x) for x in (found, truth)]
         return 20 * F.mse_loss(found, truth) + 0.2 * F.smooth_l1_loss(*whole)
 
     def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
@@ -243,7 +244,7 @@ def train_degradation(name: str, work: Path, *, plan: Plan, ranks: Ranks, batch:
         rows = np.arange(last, len(seen))[graded[last:]] if graded[last:].any() else np.arange(last, len(seen))
         y, before, asked = (pixels(x[rows], device) for x in (seen, source, target))
         with torch.no_grad():
-            scores, truth = held.degradation(y, before), _whole(severity(y, before, asked, MEASURES[name]))
+            scores, truth = held.degradation(y, before), summed_up(severity(y, before, asked, MEASURES[name]))
         fine = torch.from_numpy(strength[rows] == 0)
         return {
             f"rank_correlation{which}": _rank_correlation(scores.cpu()[keep], truth.cpu()[keep])
@@ -261,15 +262,8 @@ def train_degradation(name: str, work: Path, *, plan: Plan, ranks: Ranks, batch:
     )
 
 
-def _whole(damage: torch.Tensor) -> torch.Tensor:
-    """(B,) of maps (B, 16, 16), as the referee's network sums them up."""
-    return damage.square().mean((1, 2)).clamp(min=1e-8).log() / 2
-
-
 def _rank_correlation(x: torch.Tensor, y: torch.Tensor) -> float:
-    if len(x) < 3:
-        return float("nan")
-    return float(np.corrcoef(x.argsort().argsort(), y.argsort().argsort())[0, 1])
+    return float(spearmanr(x.numpy(), y.numpy()).statistic) if len(x) > 2 else float("nan")
 
 
 def join(name: str, work: Path) -> None:
