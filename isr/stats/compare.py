@@ -28,8 +28,8 @@ KEY = ("image_id", "prompt", "seed")
 
 @dataclass
 class _Pair:
-    first: str
-    second: str
+    first: Any
+    second: Any
     rows: Any
     sums: FloatArray
     sizes: FloatArray
@@ -40,6 +40,11 @@ class _Pair:
 
 def _wide(cases: pd.DataFrame, key: Sequence[str], method: str, family: tuple[Any, ...]) -> pd.DataFrame:
     """Outcome codes (−1, 0, 1; NaN: this method lacks the case), one row per case, one column per method."""
+    nameless = cases[method].isna()
+    if bool(nameless.any()):
+        raise UsageError(
+            f"cases: {int(nameless.sum())} rows of family {family} have no {method!r}; name the method of every row"
+        )
     repeated = cases.duplicated([*key, method], keep=False)
     if bool(repeated.any()):
         row = cases.loc[repeated, [*key, method]].iloc[0].to_dict()
@@ -64,7 +69,7 @@ def _pairs(wide: pd.DataFrame, image: str | None) -> list[_Pair]:
         images = sizes > 0
         sums = cluster_sums(codes[rows], count, a.astype(np.float64) - b.astype(np.float64))
         only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-        pairs.append(_Pair(str(first), str(second), rows, sums[images], sizes[images], images, only_a, only_b))
+        pairs.append(_Pair(first, second, rows, sums[images], sizes[images], images, only_a, only_b))
     return pairs
 
 

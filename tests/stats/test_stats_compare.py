@@ -90,6 +90,26 @@ def test_missing_seeds_pair_with_missing_seeds() -> None:
     assert compare_methods(table, n_boot=100).loc[0, "n"] == 6
 
 
+def test_methods_need_not_be_words() -> None:
+    words = cases({"1": 0.8, "2": 0.6, "3": 0.3})
+    numbers = words.assign(method=words["method"].astype(int))
+    pairs = compare_methods(numbers, n_boot=200)
+    assert list(zip(pairs["a"], pairs["b"], strict=True)) == [(1, 2), (1, 3), (2, 3)]
+    same = ["difference", "low", "high", "p_holm"]
+    pd.testing.assert_frame_equal(pairs[same], compare_methods(words, n_boot=200)[same])
+    marked = mark_best(isr_table(numbers), pairs)
+    assert marked["bold"].tolist() == mark_best(isr_table(words), compare_methods(words, n_boot=200))["bold"].tolist()
+    assert marked["p_below_best"].notna().sum() == 2  # each of the others was held against the best
+    assert beats_every(pairs, 1).n_baselines == 2
+
+
+def test_a_row_without_a_method_is_named_as_such() -> None:
+    table = cases({"a": 0.8, "b": 0.6})
+    table.loc[[0, 1], "method"] = None
+    with pytest.raises(UsageError, match="2 rows of family .* have no 'method'"):
+        compare_methods(table, n_boot=100)
+
+
 def test_repeated_cases_are_refused() -> None:
     table = cases({"a": 0.8, "b": 0.6}, images=4, prompts=1)
     with pytest.raises(
