@@ -19,10 +19,19 @@ Rows = npt.NDArray[np.int64]
 
 
 class Batch:
-    """source, target: raw encoder means (B, C, h, w) float32. unique: (U,) rows of the text table; back: (B,) text of each pair."""
+    """source, target: raw encoder means (B, C, h, w) float32. unique: (U,) rows of the text table; back: (B,) text of each pair.
+    instructed: (B,) bool, the text is an instruction, neither empty nor a caption."""
 
-    def __init__(self, source: torch.Tensor, target: torch.Tensor, unique: torch.Tensor, back: torch.Tensor) -> None:
+    def __init__(
+        self,
+        source: torch.Tensor,
+        target: torch.Tensor,
+        unique: torch.Tensor,
+        back: torch.Tensor,
+        instructed: torch.Tensor,
+    ) -> None:
         self.source, self.target, self.unique, self.back = source, target, unique, back
+        self.instructed = instructed
 
 
 class Batches:
@@ -85,4 +94,6 @@ class Batches:
     def _batch(self, rows: Rows, text: npt.NDArray[np.int64]) -> Batch:
         source, target = self.pairs(rows)
         unique, back = np.unique(text, return_inverse=True)
-        return Batch(source, target, torch.from_numpy(unique).to(self.device), torch.from_numpy(back).to(self.device))
+        instructed = np.isin(text, self.table[self.table > 0])
+        found = (torch.from_numpy(x).to(self.device) for x in (unique, back, instructed))
+        return Batch(source, target, *found)

@@ -11,11 +11,12 @@ normalisations keeps it soft. An empty instruction asks for nothing: its target 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
@@ -33,7 +34,17 @@ from .ranks import Ranks
 from .warm import text_encoder_from, unet_from
 from .words import build_text_encoder, build_tokenizer
 
-__all__ = ["build_scheduler", "build_unet", "changed", "load_editor", "sample_latents", "towards", "train_editor"]
+__all__ = [
+    "build_scheduler",
+    "build_unet",
+    "chances",
+    "changed",
+    "imperfect",
+    "load_editor",
+    "sample_latents",
+    "towards",
+    "train_editor",
+]
 
 #: The settings that the card's figures were measured at.
 STEPS, GUIDANCE, IMAGE_GUIDANCE = 20, 1.0, 1.0
@@ -150,7 +161,7 @@ class _Task:
         early = torch.rand(len(rows), device=device) < _EARLY
         t = torch.where(early, 500, 0) + (torch.rand(len(rows), device=device) * torch.where(early, 500, 1000)).long()
         a = self.alphas[t][:, None, None, None]
-        noisy = a.sqrt() * _imperfect(target, batch.source * self.scale) + (1 - a).sqrt() * torch.randn_like(target)
+        noisy = a.sqrt() * imperfect(target, batch.source * self.scale) + (1 - a).sqrt() * torch.randn_like(target)
         seen = torch.cat([noisy, source], 1).contiguous(memory_format=torch.channels_last)
         got = models["unet"](seen, t, text).sample
         return (weight * (got - target) ** 2).mean() / weight.mean()
@@ -168,7 +179,14 @@ class _Task:
         return {"held_out_loss": value, **towards(y / self.scale, batch.source, batch.target, self.scale)}
 
 
-def _imperfect(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+def chances(edits: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Of each pair to be drawn, by the name of its edit."""
+    often = np.array([_OFTEN.get(EDITS[name].family, 1.0) for name in edits])
+    total: npt.NDArray[np.float64] = often / often.sum()
+    return total
+
+
+def imperfect(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """The target with errors of the kind that sampling leaves, white, smooth and of edits half made, which the next steps
     have to mend (after Ning et al. 2023, Input Perturbation Reduces Exposure Bias in Diffusion Models)."""
     smooth = F.interpolate(torch.randn_like(target[..., ::4, ::4]), size=target.shape[2:], mode="bilinear")
@@ -225,8 +243,7 @@ def train_editor(
     models["unet"].to(ranks.device, memory_format=torch.channels_last)  # a third faster on a processor
     task = _Task(Batches(data, latents, tokenizer, ranks.device, captions=0), vae.config.scaling_factor)
     size, exam, held_out = (2, 4, 4) if tiny else (batch, 256 if ranks.gpu else 64, HELD_OUT)
-    often = np.array([_OFTEN.get(EDITS[name].family, 1.0) for name in data.edits[: len(data) - held_out]])
-    often /= often.sum()
+    often = chances(data.edits[: len(data) - held_out])
 
     def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, 2, step, ranks.rank])

@@ -1,8 +1,9 @@
 """mini-sd3 and mini-sd3-instruct: an SD3 transformer, rectified flow, two small CLIP text encoders, no T5.
 
 noisy = (1 − σ) z + σ n, velocity n − z, timestep 1000 σ (Esser et al. 2024, section 2).
-mini-sd3 learns pictures from their caption or from the instruction that led to them, and edits image to image; σ is drawn
-logit-normally (section 3.1).
+mini-sd3 edits image to image. It learns pictures from their caption, with σ drawn logit-normally (section 3.1), and the sampler's
+own path from a noised source to its target from an instruction: which parts of the two are in a latent at σ follows from
+the strength that the path began at. An instruction alone does not say what a picture shows, its noised source does.
 mini-sd3-instruct also sees the raw encoder mean of the source as extra channels and, as UltraEdit's pipeline does, works on
 latents that are scaled but not shifted. Its loss is the squared error of ẑ = noisy − σ v, the noisy half is drawn more
 often, what is noised has errors to mend, and an empty instruction asks for nothing: its target is the source, as mini-ip2p's.
@@ -26,7 +27,7 @@ from torch import nn
 from .autoencoder import HELD_OUT, cache_latents, trained_autoencoder
 from .batches import Batch, Batches
 from .copying_flow import carries, copy_the_source_flow, hold_the_gain, keep_the_noisy_flow
-from .editor import _imperfect, changed, towards
+from .editor import chances, changed, imperfect, towards
 from .loop import Plan, fit
 from .models import Model
 from .pairs import Pairs
@@ -34,12 +35,23 @@ from .ranks import Ranks
 from .warm import copy_matching, text_encoder_from
 from .words import build_text_encoder, build_tokenizer
 
-__all__ = ["STRENGTH", "build_transformer", "embed", "euler", "sample_img2img", "sample_instruct", "train_flow_editor"]
+__all__ = [
+    "STRENGTH",
+    "build_transformer",
+    "embed",
+    "euler",
+    "sample_img2img",
+    "sample_instruct",
+    "source_left",
+    "train_flow_editor",
+]
 
 _WIDTH = 64  # of each text encoder
 #: Settings of the checks and of the cards: image-to-image strength; text guidance; image guidance (instruct only).
-STEPS, STRENGTH, GUIDANCE, INSTRUCT_GUIDANCE, IMAGE_GUIDANCE = 20, 0.85, 4.0, 1.0, 1.0
-_EXTRA = 2.0  # extra weight of changed latents (instruct)
+STEPS, STRENGTH, GUIDANCE, INSTRUCT_GUIDANCE, IMAGE_GUIDANCE = 20, 0.6, 1.0, 1.0, 1.0
+_WEAKEST, _STRONGEST = 0.4, 0.9  # strengths that instructed paths begin at (image to image)
+_STEADY = 0.3  # σ below which the error of the velocity counts no more than that of ẑ (image to image)
+_EXTRA = 2.0  # extra weight of changed latents (for instructions)
 _NO_TEXT, _NO_IMAGE = 0.07, 0.05  # shares of the batch without instruction, without picture (instruct)
 _UNSEEN = 0.2  # weight of those without picture: what they should become is a guess
 _EARLY = 0.6  # share of the draws from σ ≥ 0.5 alone, where an edit's layout is decided (instruct)
@@ -95,6 +107,14 @@ def _sigmas(steps: int) -> torch.Tensor:
     return sigmas
 
 
+def source_left(sigma: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Share of the source in the clean part at σ, on the straight way from (1 − start) source + start noise to the target.
+
+    z(σ) = σ/start z(start) + (1 − σ/start) target, so the source's part is (1 − start) σ/start of 1 − σ.
+    """
+    return (1 - start) * sigma / (start * (1 - sigma))
+
+
 Text = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -110,12 +130,14 @@ def sample_img2img(
     strength: float = STRENGTH,
     guidance: float = GUIDANCE,
 ) -> torch.Tensor:
-    """Shifted and scaled latents of an image-to-image edit of shifted and scaled `source`."""
+    """Shifted and scaled latents of an image-to-image edit of shifted and scaled `source`. guidance ≤ 1: one pass a step."""
     sigmas = _sigmas(steps)[steps - int(steps * strength) :]
     noise = torch.randn(source.shape, generator=generator).to(source)
     hidden, pooled = torch.cat([empty[0], text[0]]), torch.cat([empty[1], text[1]])
 
     def velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if guidance <= 1:
+            return transformer(z, *text, t).sample  # type: ignore[no-any-return]
         none, told = transformer(z.repeat(2, 1, 1, 1), hidden, pooled, t.repeat(2)).sample.chunk(2)
         return none + guidance * (told - none)
 
@@ -158,17 +180,26 @@ class _Task:
         return embed(models, self.batches.ids[batch.unique], batch.back)
 
     def loss(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, *, drop: bool) -> torch.Tensor:
-        """The weighted squared error of ẑ (instruct) or of the velocity (image to image)."""
+        """The weighted squared error of ẑ = noisy − σ v; image to image weights it as the velocity's, for σ not too small."""
         u = rng.random(len(rows)) if drop else np.ones(len(rows))
         return (self._instructed if self.instruct else self._described)(models, rows, rng, u)
 
     def _described(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any) -> torch.Tensor:
         batch = self.batches.draw(rows, rng, no_text=u < _UNTOLD)
-        z = (batch.target - self.shift) * self.scale
-        sigma = torch.sigmoid(torch.randn(len(z), 1, 1, 1, device=z.device))
-        noise = torch.randn_like(z)
-        got = self._velocity(models, batch, sigma, (1 - sigma) * z + sigma * noise)
-        return torch.nn.functional.mse_loss(got, noise - z)
+        source, target = ((z - self.shift) * self.scale for z in (batch.source, batch.target))
+        told, idle = (
+            x[:, None, None, None] for x in (batch.instructed, torch.from_numpy(u < _UNTOLD).to(source.device))
+        )
+        target = torch.where(idle, source, target)
+        start, share = (torch.rand(len(u), 1, 1, 1, device=source.device) for _ in range(2))
+        start = _WEAKEST + (_STRONGEST - _WEAKEST) * start
+        sigma = torch.where(told, start * share.sqrt(), torch.sigmoid(torch.randn_like(start)))
+        clean = torch.where(told, target + source_left(sigma, start) * (source - target), target)
+        noisy = (1 - sigma) * imperfect(clean, clean) + sigma * torch.randn_like(clean)
+        got = noisy - sigma * self._velocity(models, batch, sigma, noisy)
+        weight = 1 + _EXTRA * told * changed(source, target, 1.0).float()
+        weight = weight / sigma.clamp(min=_STEADY) ** 2
+        return (weight * (got - target) ** 2).mean() / weight.mean()
 
     def _instructed(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any) -> torch.Tensor:
         batch = self.batches.draw(rows, rng, no_text=u < _NO_TEXT + _NO_IMAGE / 2)
@@ -180,7 +211,7 @@ class _Task:
         weight = torch.where(blind, _UNSEEN, 1.0) * weight
         sigma, early = (torch.rand(len(u), 1, 1, 1, device=device) for _ in range(2))
         sigma = torch.where(early < _EARLY, 0.5 + 0.5 * sigma, sigma)
-        noisy = (1 - sigma) * _imperfect(target, source) + sigma * torch.randn_like(target)
+        noisy = (1 - sigma) * imperfect(target, source) + sigma * torch.randn_like(target)
         got = noisy - sigma * self._velocity(models, batch, sigma, noisy, torch.where(blind, 0.0, 1.0) * batch.source)
         return (weight * (got - target) ** 2).mean() / weight.mean()
 
@@ -263,17 +294,17 @@ def train_flow_editor(
         "text_encoder_2": build_text_encoder(tokenizer, width=_WIDTH, projection=True),
         "transformer": build_transformer(vae.config.latent_channels, instruct=instruct, **sizes),
     }
-    batches = Batches(data, latents, tokenizer, ranks.device, captions=0.0 if instruct else 0.5)
+    batches = Batches(data, latents, tokenizer, ranks.device, captions=0.0 if instruct else 0.3)
     task = _Task(batches, vae, instruct=instruct)
     copied = begin(models, task.scale, task.shift, start=start, tokenizer=tokenizer)
     for part in models.values():
         part.to(ranks.device)
     size, exam, held_out = (2, 4, 4) if tiny else (batch, 256 if ranks.gpu else 64, HELD_OUT)
-    usable = len(data) - held_out
+    often = chances(data.edits[: len(data) - held_out])
 
     def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, 2, step, ranks.rank])
-        return task.loss(models, np.sort(rng.integers(0, usable, size)), rng, drop=True)
+        return task.loss(models, np.sort(rng.choice(len(often), size, p=often)), rng, drop=True)
 
     def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
         _save(model.pipeline(work), vae, tokenizer, averages, instruct=instruct)
