@@ -20,7 +20,7 @@ __all__ = ["agreement", "ratings_of"]
 HUMAN = "human:"
 #: Fingerprint of answers that `isr review` took about cases picked because judges differ.
 DISPUTED = "review:disputed"
-_COLUMNS = ["rater", "case_id", "image_id", "semantic_mismatch", "degradation", "overall"]
+_COLUMNS = ["rater", "case_id", "image_id", "semantic_mismatch", "degradation", "overall", "arm"]
 
 
 def agreement(
@@ -33,6 +33,8 @@ def agreement(
         human, mllm: each a `Report`, a run directory, a data frame or CSV with the columns rater, case_id, [image_id],
             semantic_mismatch, degradation, [overall], or a list of these. Raters called "human:…" in a report count as
             people wherever they stand; those who reviewed only a run's disputed cases are left out (a note says so).
+            With people, items are the cases that they rated. Models alone are compared on the immunized arm, as ISR is: on
+            controls most edits are plainly fine, and agreement would rise with their number (a note counts them).
         level, n_boot, seed: of the intervals.
     """
     left_out: set[str] = set()
@@ -47,13 +49,26 @@ def agreement(
                 models.append(table[~named])
             else:
                 (people if side == "human" else models).append(table)
-    made = _agreement(
-        [t for t in people if len(t)], [t for t in models if len(t)], level=level, n_boot=n_boot, seed=seed
-    )
-    if not left_out:
-        return made
-    note = f"{', '.join(sorted(left_out))}: reviewed disputed cases only, which says nothing of agreement over all; left out"
-    return replace(made, notes=(*made.notes, note))
+    people, models = [t for t in people if len(t)], [t for t in models if len(t)]
+    notes: list[str] = []
+    if not people:
+        models, notes = _immunized(models)
+    made = _agreement(people, models, level=level, n_boot=n_boot, seed=seed)
+    if left_out:
+        who = ", ".join(sorted(left_out))
+        notes.append(f"{who}: reviewed disputed cases only, which says nothing of agreement over all; left out")
+    return replace(made, notes=(*made.notes, *notes)) if notes else made
+
+
+def _immunized(tables: list[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[str]]:
+    """Tables without the rows of other arms, and a note that counts their cases; as they are where that leaves nothing."""
+    others = [t["arm"].notna() & (t["arm"] != "immunized") if "arm" in t else pd.Series(False, t.index) for t in tables]
+    kept = [t[~other] for t, other in zip(tables, others, strict=True)]
+    if not any(o.any() for o in others) or not any(len(t) for t in kept):
+        return tables, []
+    gone = pd.concat([t.loc[o, ["case_id", "arm"]] for t, o in zip(tables, others, strict=True) if o.any()])
+    arms = ", ".join(sorted(set(gone["arm"])))
+    return [t for t in kept if len(t)], [f"{gone['case_id'].nunique()} cases of other arms ({arms}) were left out"]
 
 
 def _disputed_only(report: Report) -> set[str]:
@@ -64,8 +79,8 @@ def _disputed_only(report: Report) -> set[str]:
 
 
 def ratings_of(report: Report) -> pd.DataFrame:
-    """One row per case and judge (of every arm): rater, case_id, image_id, the answers; missing where there is none."""
-    image = {c.case_id: c.image_id for c in report.case_records}
+    """One row per case and judge (of every arm): rater, case_id, image_id, the answers (missing where there is none), arm."""
+    cases = {c.case_id: c for c in report.case_records}
     rows = []
     for judgement in report.judgement_records:
         verdict = judgement.answer if isinstance(judgement.answer, Verdict) else None
@@ -73,10 +88,11 @@ def ratings_of(report: Report) -> pd.DataFrame:
             {
                 "rater": judgement.judge,
                 "case_id": judgement.case_id,
-                "image_id": image[judgement.case_id],
+                "image_id": cases[judgement.case_id].image_id,
                 "semantic_mismatch": None if verdict is None else verdict.semantic_mismatch,
                 "degradation": None if verdict is None else verdict.degradation,
                 "overall": None if verdict is None else verdict.overall,
+                "arm": cases[judgement.case_id].arm,
             }
         )
     return pd.DataFrame(rows, columns=_COLUMNS)

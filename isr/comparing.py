@@ -135,7 +135,8 @@ class Bridge:
     """One run under old and new judges.
 
     Attributes:
-        old, new: the two reports; the cases are the same. difference: new − old ISR, paired by case.
+        old, new: the two reports; the cases are the same. difference: new − old ISR, paired by case; a case without enough
+            verdicts is no success, and `bounds` says where the difference lies whatever the missing answers were.
         agreement: between all judges, old and new; None where it is `absent`. flipped: cases whose outcome changed.
         absent: why there is no agreement ("lazy": later judges answered only part of the cases, and not a random one), or "".
     """
@@ -147,15 +148,30 @@ class Bridge:
     flipped: pd.DataFrame
     absent: str = ""
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest difference (a fraction) that missing answers leave possible."""
+        (old_low, old_high), (new_low, new_high) = self.old.bounds, self.new.bounds
+        return new_low - old_high, new_high - old_low
+
     def __str__(self) -> str:
-        d = self.difference
+        d, (low, high) = self.difference, self.bounds
         return (
-            f"old {', '.join(self.old.judges)}: {100 * d.rate_b:.1f} %\nnew {', '.join(self.new.judges)}: {100 * d.rate_a:.1f} %\n"
+            f"{_line('old', self.old)}\n{_line('new', self.new)}\n"
             f"difference {100 * d.difference:+.1f} points [{100 * d.interval.low:+.1f}, {100 * d.interval.high:+.1f}] "
-            f"({d.interval.method}, {d.n} cases, {d.n_clusters} images; {d.test} p = {d.p_value:.3g})\n"
+            f"({d.interval.method}, {d.n} cases, {d.n_clusters} images; {d.test} p = {d.p_value:.3g}), "
+            f"bounds [{100 * low:+.1f}, {100 * high:+.1f}]\n"
             f"{len(self.flipped)} outcomes changed: {d.only_a} became successes, {d.only_b} stopped being one"
             + (f"\nagreement of the judges: absent: {self.absent}" if self.agreement is None else "")
         )
+
+
+def _line(label: str, report: Report) -> str:
+    low, high = report.bounds
+    return (
+        f"{label} {', '.join(report.judges)}: {100 * report.isr:.1f} %, bounds [{100 * low:.1f}, {100 * high:.1f}] %, "
+        f"{report.n_undetermined} undetermined"
+    )
 
 
 def bridge(run: Run, judges: Any, **arguments: Any) -> Bridge:
@@ -167,12 +183,14 @@ def bridge(run: Run, judges: Any, **arguments: Any) -> Bridge:
             run's unless given.
 
     Raises:
-        UsageError: the run holds no pictures.
+        UsageError: the run holds no pictures, or no case of the immunized arm.
     """
     from .evaluation import evaluate
     from .rubric import Rubric
 
     old = _report(run)
+    if not old.n:
+        raise UsageError("bridge: this run holds no case of the immunized arm, so there is no ISR to carry over")
     settings = old.lock["settings"]
     kept = {
         "consensus": old.policy,

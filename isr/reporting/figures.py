@@ -10,6 +10,8 @@ from ..errors import MissingExtraError, UsageError
 from . import plots
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..report import Report
 
 __all__ = ["save_figures"]
@@ -35,7 +37,7 @@ def save_figures(report: Report, folder: str | Path, *, suffix: str = "pdf") -> 
         "isr": lambda: plots.plot_isr(report.by("method"), "method", title=report.title),
         "differences": lambda: plots.plot_differences(compare(report).pairs),
         "agreement": lambda: plots.plot_agreement(agreement(mllm=report, n_boot=1000)),
-        "disagreement": lambda: plots.plot_disagreement(report.judgements, _group(report)),
+        "disagreement": lambda: plots.plot_disagreement(_immunized(report.judgements), _group(report)),
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
     told: dict[str, str] = {}
@@ -51,6 +53,11 @@ def save_figures(report: Report, folder: str | Path, *, suffix: str = "pdf") -> 
         figure.savefig(path, dpi=200)
         told[name] = str(path)
     return told
+
+
+def _immunized(judgements: pd.DataFrame) -> pd.DataFrame:
+    """Judgements of the immunized arm, which the other pictures are about."""
+    return judgements[judgements["arm"] == "immunized"] if "arm" in judgements else judgements
 
 
 def _group(report: Report) -> str:

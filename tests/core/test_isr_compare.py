@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from evaluate_help import Scripted, picture, pictures, text
+from PIL import Image
 
 import isr
 from isr.agreeing import read_ratings
 from isr.cli import main
 from isr.errors import UsageError
+from isr.reporting import plots
+from isr.reporting.figures import save_figures
 
 N = 20
 
@@ -77,6 +81,32 @@ def test_a_bridge_keeps_the_cases_and_reports_what_flipped(tmp_path: Path) -> No
     assert found.agreement.value("mllm_mllm", "semantic_mismatch") == pytest.approx(1 - 2 * 5 / 40)
 
 
+def test_a_bridge_says_what_missing_answers_leave_open(tmp_path: Path) -> None:
+    old = run("m", set(range(10)))
+    found = isr.bridge(old, [Scripted(lambda q: "no comment", "b")], cache=False, progress=False)
+    # Every new answer is missing: ISR 0 of 20 is all that is known to be a success, and 100 % is as possible.
+    assert "new b: 0.0 %, bounds [0.0, 100.0] %, 20 undetermined" in str(found)
+    assert "old a: 50.0 %, bounds [50.0, 50.0] %, 0 undetermined" in str(found)
+    assert found.bounds == pytest.approx((0.0 - 0.5, 1.0 - 0.5))
+    assert "bounds [-50.0, +50.0]" in str(found)
+
+
+def test_a_bridge_without_an_immunized_arm_is_refused_before_anyone_is_asked() -> None:
+    noise = isr.evaluate(
+        pictures(2), ["edit 0", "edit 1"], originals=pictures(2, 900), judges=[Scripted(lambda q: text(), "a")],
+        columns={"arm": ["noise", "noise"]}, cache=False, progress=False,
+    )  # fmt: skip
+    asked: list[Any] = []
+
+    def never(question: Any) -> str:
+        asked.append(question)
+        return text()
+
+    with pytest.raises(UsageError, match="no case of the immunized arm"):
+        isr.bridge(noise, [Scripted(never, "b")], cache=False, progress=False)
+    assert not asked
+
+
 def test_a_bridge_needs_pictures(tmp_path: Path) -> None:
     run("m", {1}).save(tmp_path / "old", images=False)
     with pytest.raises(UsageError, match="images=True"):
@@ -113,6 +143,60 @@ def test_table_one_from_a_report_and_a_csv(tmp_path: Path, capsys: pytest.Captur
     assert found.value("human_mllm", "semantic_mismatch") == pytest.approx(1 - (2 + 3 + 4 + 2 + 1 + 0) / 6 / 20)
     assert main(["agree", str(tmp_path / "ratings.csv"), str(tmp_path / "run"), "--latex", "--resamples", "100"]) == 0
     assert "reported" in capsys.readouterr().out
+
+
+def with_controls() -> isr.Report:
+    """20 edits of which the judges differ on 4 (10–13), and 20 controls that both call fine."""
+    edits = {e.tobytes() for e in map(picture, range(N))}
+
+    def judge(name: str, last: int) -> Scripted:
+        def answer(q: Any) -> str:
+            return text(
+                int(q.prompt.split()[1]) < last and Image.open(BytesIO(q.picture("edited").png)).tobytes() in edits
+            )
+
+        return Scripted(answer, name)
+
+    return isr.evaluate(
+        pictures(N), [f"edit {i}" for i in range(N)], originals=pictures(N, 900), controls=pictures(N, 600),
+        judges=[judge("a", 10), judge("b", 14)], columns={"category": ["landscape"] * N}, cache=False, progress=False,
+    )  # fmt: skip
+
+
+def test_agreement_of_models_is_about_the_immunized_edits() -> None:
+    found = isr.agreement(mllm=with_controls(), n_boot=50)
+    # Controls on which nothing is wrong are easy: with them 36 of 40 would agree instead of 16 of 20.
+    assert found.value("mllm_mllm", "semantic_mismatch") == pytest.approx(16 / 20)
+    assert found.n_items == 20
+    assert "20 cases of other arms (control) were left out" in found.notes[-1]
+
+
+def test_people_who_rated_controls_are_compared_on_controls() -> None:
+    report = with_controls()
+    controls = [c.case_id for c in report.case_records if c.arm == "control"]
+    rows = pd.DataFrame(
+        [{"rater": "x", "case_id": c, "semantic_mismatch": i < 5, "degradation": False} for i, c in enumerate(controls)]
+    )
+    found = isr.agreement(human=rows, mllm=report, n_boot=50)
+    assert found.n_items == 20
+    assert found.value("human_mllm", "semantic_mismatch") == pytest.approx(15 / 20)
+
+
+def test_pictures_of_disagreement_are_about_the_immunized_edits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[pd.DataFrame] = []
+    plain = plots.disagreement_table
+
+    def watched(*args: Any, **options: Any) -> pd.DataFrame:
+        drawn.append(plain(*args, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(plots, "disagreement_table", watched)
+    told = save_figures(with_controls(), tmp_path, suffix="svg")
+    assert (tmp_path / "disagreement.svg").is_file(), told
+    row = drawn[0].set_index("criterion").loc["defeated"]
+    assert (row["n"], row["share"]) == (20, pytest.approx(4 / 20))
 
 
 def test_a_lazy_run_has_no_agreement() -> None:

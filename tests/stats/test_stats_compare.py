@@ -106,7 +106,7 @@ def test_methods_need_not_be_words() -> None:
 def test_a_row_without_a_method_is_named_as_such() -> None:
     table = cases({"a": 0.8, "b": 0.6})
     table.loc[[0, 1], "method"] = None
-    with pytest.raises(UsageError, match="2 rows of family .* have no 'method'"):
+    with pytest.raises(UsageError, match=r"2 rows of family .* have no 'method'"):
         compare_methods(table, n_boot=100)
 
 
