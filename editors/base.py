@@ -22,7 +22,7 @@ from isr.protocols import Traits
 from .checks import check_call
 from .hooks import first_tensor, read_modules
 from .loading import Part, check_environment, fingerprint, load_parts, locate, memory_hint, read_index
-from .options import checked_settings, other_scheduler, torch_dtype
+from .options import checked_options, checked_settings, other_scheduler, torch_dtype
 from .pixels import batches, generator_of, resized, to_pictures, to_pixels
 from .schedules import Kind, clean_of, expand, noise_of, target_of
 from .text import Text, columns_of
@@ -45,7 +45,8 @@ class DiffusionEditor(ABC):
         restore_size: edits come back in the size of the input (False: in the working size).
         checkpointing: gradient checkpointing inside denoiser and VAE (less memory, same gradients, more time).
         scheduler: another sampler for the same weights (a class name of diffusers); None: the checkpoint's own.
-        offload: "text" keeps text encoders on the CPU; "model" moves every part to the device only while it runs (edits only).
+        offload: "text" keeps text encoders on the CPU; "model" does so too, and has VAE and denoiser on the device in turn (edits
+            only).
         vae_tiling, vae_slicing: decode and encode in tiles, or one picture at a time.
         defaults: sampling settings that replace the family's (steps, guidance, …).
     """
@@ -111,6 +112,8 @@ class DiffusionEditor(ABC):
             self.vae.enable_slicing()
         self._tiling = (vae_tiling, vae_slicing)
         self._texts: dict[Any, Text] = {}
+        self._visitor: str | None = None  # with offload="model": the part that is on the device
+        self._sampling = False
         self._defaults = self._checked({**self.DEFAULTS, **self._own_defaults(), **(defaults or {})})
         self._traits = traits or Traits(
             white_box=True,
@@ -147,6 +150,8 @@ class DiffusionEditor(ABC):
         parts to leave out (SD3's third text encoder: ["text_encoder_3", "tokenizer_3"]).
         """
         check_environment(cls.__name__)
+        kind = torch_dtype(dtype) or torch.float32
+        checked_options(cls, options)
         parts_of = [part for part in cls.PARTS if part.role not in without]
         needed = [part.role for part in cls.PARTS if part.role in without and not part.optional]
         if needed or set(without) - {part.role for part in cls.PARTS}:
@@ -158,7 +163,6 @@ class DiffusionEditor(ABC):
             source, parts_of, revision=revision, variant=variant, allow_pickle=allow_pickle, offline=offline,
             licence=licence, gated=gated, cache_dir=cache_dir,
         )  # fmt: skip
-        kind = torch_dtype(dtype) or torch.float32
         index = read_index(where.folder, pipelines=cls.PIPELINES, editor=cls.__name__)
         parts = load_parts(
             where.folder,
@@ -172,9 +176,11 @@ class DiffusionEditor(ABC):
         origin = {
             "source": where.source, "revision": where.revision, "weights": fingerprint(where.folder, parts_of), "licence": licence,
         }  # fmt: skip
+        if variant is not None:
+            origin["variant"] = variant
         parts |= dict.fromkeys(without)
         with memory_hint(cls.__name__):
-            return cls(parts, origin=origin, device=device, dtype=kind, **cls._index_options(index), **options)
+            return cls(parts, origin=origin, device=device, dtype=kind, **{**cls._index_options(index), **options})
 
     @classmethod
     def _index_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003 - families override
@@ -474,8 +480,13 @@ class DiffusionEditor(ABC):
         generators = [generator_of(seed) for seed in seeds]
         size = (int(x.shape[-2]), int(x.shape[-1]))
         x = self.fit(x.to(self.device))
-        z = self._denoise(x, list(prompts), generators, settings, wrap=wrap and torch.is_grad_enabled())
-        y = self._finish(z)
+        self._sampling = True
+        try:
+            z = self._denoise(x, list(prompts), generators, settings, wrap=wrap and torch.is_grad_enabled())
+            y = self._finish(z)
+        finally:
+            self._sampling = False
+            self._send_home()
         return resized(y, size, clamp=False) if self.restore_size else y
 
     @abstractmethod
@@ -507,7 +518,7 @@ class DiffusionEditor(ABC):
 
     @contextmanager
     def _using(self, role: str) -> Iterator[None]:
-        """Have a part on the device while it runs."""
+        """Have a part on the device while it runs; during an edit until another part needs the room."""
         part = self.parts[role]
         if self.offload != "model" or role in self.TEXT_ROLES:
             yield
@@ -516,11 +527,20 @@ class DiffusionEditor(ABC):
             raise UsageError(
                 "offload='model' serves edits only; for gradients load the editor with offload='text' or none"
             )
-        part.to(self.device)
+        if self._visitor != role:
+            self._send_home()
+            part.to(self.device)
+            self._visitor = role
         try:
             yield
         finally:
-            part.to("cpu")
+            if not self._sampling:
+                self._send_home()
+
+    def _send_home(self) -> None:
+        if self._visitor is not None:
+            self.parts[self._visitor].to(torch.device("cpu"))
+            self._visitor = None
 
     def _text_device(self) -> torch.device:
         return torch.device("cpu") if self.offload is not None else self.device

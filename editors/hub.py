@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Part:
         role: sub-folder and key of model_index.json ("unet").
         library: "diffusers" or "transformers". classes: class names allowed there; empty: any scheduler of diffusers.
         weights: holds network weights (False: a tokenizer or scheduler).
-        optional: may be absent (null in model_index.json, or no such folder).
+        optional: may be absent: null in model_index.json, or left out on request (`without`).
     """
 
     role: str
@@ -160,7 +161,7 @@ def _from_hub(
     }  # fmt: skip
     try:
         cached = Path(huggingface_hub.snapshot_download(name, local_files_only=True, **wanted))
-        if (cached / "model_index.json").is_file() and all(_present(cached, part, allow_pickle) for part in parts):
+        if _complete(cached, parts, variant, allow_pickle):
             return Location(cached, name, cached.name)
     except errors.HFValidationError as error:
         raise EditorLoadError(f"{name!r} is not a hub name ({error}); write 'owner/name'") from error
@@ -193,11 +194,27 @@ def _from_hub(
     return Location(folder, name, folder.name)
 
 
-def _present(folder: Path, part: Part, allow_pickle: bool) -> bool:
-    sub = folder / part.role
-    if part.optional:
-        return True
-    if not sub.is_dir():
+def _complete(folder: Path, parts: Sequence[Part], variant: str | None, allow_pickle: bool) -> bool:
+    """All of the parts are there: an earlier load may have left some out, and a download may have been cut off."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    except (OSError, ValueError):
         return False
+    wanted = (p for p in parts if not p.optional or (index.get(p.role) or [None, None])[1] is not None)
+    return all(_present(folder / part.role, part, variant, allow_pickle) for part in wanted)
+
+
+def _present(sub: Path, part: Part, variant: str | None, allow_pickle: bool) -> bool:
+    if not part.weights:
+        return sub.is_dir() and next(sub.iterdir(), None) is not None
     kinds = WEIGHTS + (PICKLED if allow_pickle else ())
-    return not part.weights or any(next(sub.glob(kind), None) for kind in kinds)
+    if not any(next(sub.glob(kind), None) for kind in kinds):
+        return False
+    for listing in sub.glob(f"*.safetensors.index.{variant}.json" if variant else "*.safetensors.index.json"):
+        try:
+            shards = set(json.loads(listing.read_text("utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError):
+            return False
+        if any(not (sub / shard).is_file() for shard in shards):
+            return False
+    return True

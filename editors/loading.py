@@ -92,6 +92,12 @@ def load_parts(
     for part in parts:
         library, cls = (table.get(part.role) or [None, None])[:2]
         if cls is None or not (folder / part.role).is_dir():
+            if part.optional and cls is not None:
+                # An editor without its third text encoder would edit, differently and without a word.
+                raise EditorLoadError(
+                    f"{str(folder)!r} lists a {part.role!r} part that is not there; the download is incomplete. Complete it, "
+                    f"or leave the part out on purpose: without=[{part.role!r}, …]"
+                )
             if not part.optional:
                 raise EditorLoadError(
                     f"{str(folder)!r} has no {part.role!r} part, which {editor} needs; the download is incomplete or it is another model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from isr.errors import UsageError
 
-__all__ = ["checked_settings", "fresh_scheduler", "other_scheduler", "torch_dtype"]
+__all__ = ["checked_options", "checked_settings", "fresh_scheduler", "other_scheduler", "torch_dtype"]
 
 
 def checked_settings(editor: str, known: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,6 +35,26 @@ def checked_settings(editor: str, known: Mapping[str, Any], settings: Mapping[st
         if key == "negative_prompt" and not isinstance(value, str | type(known[key])):
             raise UsageError(f"negative_prompt must be a text, got {type(value).__name__}")
     return dict(settings)
+
+
+def checked_options(cls: type, options: Mapping[str, Any]) -> None:
+    """Options of an editor's class before anything is downloaded or read: known names, and settings that it has.
+
+    Args:
+        cls: with `DEFAULTS`. options: keyword arguments for its constructor.
+    """
+    made_by_us = {"self", "parts", "pipeline", "origin", "options"}
+    known: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" in vars(base) and base is not object:
+            known |= set(inspect.signature(vars(base)["__init__"]).parameters) - made_by_us
+    unknown = sorted(set(options) - known)
+    if unknown:
+        loading = set(inspect.signature(getattr(cls, "from_pretrained")).parameters) - {"source", *made_by_us}  # noqa: B009
+        raise UsageError(
+            f"{cls.__name__} has no option {', '.join(map(repr, unknown))}; it takes: {', '.join(sorted(known | loading))}"
+        )
+    checked_settings(cls.__name__, getattr(cls, "DEFAULTS"), options.get("defaults") or {})  # noqa: B009
 
 
 def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

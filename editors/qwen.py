@@ -18,7 +18,7 @@ from isr.protocols import Traits
 
 from .checks import check_call
 from .loading import Part, check_environment, fingerprint, load_parts, locate, memory_hint, read_index
-from .options import checked_settings, torch_dtype
+from .options import checked_options, checked_settings, torch_dtype
 from .pixels import generator_of
 
 __all__ = ["PromptProcessor", "QwenEdit"]
@@ -126,6 +126,8 @@ class QwenEdit:
     ) -> QwenEdit:
         """Load a hub name or a folder in diffusers layout; arguments as for the white-box families."""
         check_environment(cls.__name__)
+        kind = torch_dtype(dtype) or torch.float32
+        checked_options(cls, options)
         parts_of = (*cls.PARTS, cls.PROCESSOR)
         where = locate(
             source, parts_of, revision=revision, variant=variant, allow_pickle=allow_pickle, offline=offline,
@@ -133,7 +135,7 @@ class QwenEdit:
         )  # fmt: skip
         index = read_index(where.folder, pipelines=cls.PIPELINES, editor=cls.__name__)
         parts = load_parts(
-            where.folder, cls.PARTS, editor=cls.__name__, dtype=torch_dtype(dtype) or torch.float32, variant=variant,
+            where.folder, cls.PARTS, editor=cls.__name__, dtype=kind, variant=variant,
             allow_pickle=allow_pickle, index=index,
         )  # fmt: skip
         from diffusers import QwenImageEditPipeline
@@ -144,6 +146,8 @@ class QwenEdit:
         origin = {
             "source": where.source, "revision": where.revision, "weights": fingerprint(where.folder, parts_of), "licence": licence,
         }  # fmt: skip
+        if variant is not None:
+            origin["variant"] = variant
         with memory_hint(cls.__name__):
             return cls(pipeline, origin=origin, **options)
 

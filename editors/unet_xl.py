@@ -38,6 +38,9 @@ class XLText(UNetEditor):
     def _index_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:
         return {"zero_empty": bool(index.get("force_zeros_for_empty_prompt", True))}
 
+    def _record(self) -> dict[str, Any]:
+        return {**super()._record(), "zero_empty": self.zero_empty}
+
     def _part_dtype(self, role: str) -> torch.dtype:
         # SDXL's VAE overflows in float16; diffusers upcasts it around each call, here it stays in float32.
         if role == "vae" and self._dtype == torch.float16 and self.vae.config.force_upcast:
@@ -87,6 +90,9 @@ class InstructPix2PixXL(XLText, InstructPix2Pix):
     @classmethod
     def _index_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:
         return {**super()._index_options(index), "cosxl": bool(index.get("is_cosxl_edit", False))}
+
+    def _record(self) -> dict[str, Any]:
+        return {**super()._record(), "cosxl": self.cosxl}
 
     def condition_of(self, raw: torch.Tensor) -> torch.Tensor:
         """Posterior mode of the latent, unscaled (CosXL-Edit: times the scaling factor)."""

@@ -219,6 +219,64 @@ def test_what_is_cached_is_used_without_a_word(
     assert "downloading" not in caplog.text
 
 
+@pytest.mark.parametrize("absent", ["text_encoder_3", "text_encoder_3/model-00002-of-00002.safetensors", "tokenizer_3"])
+def test_a_half_cached_checkpoint_is_completed(absent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SD3 once loaded without T5, or a download that was cut off: never silently an editor without its third text encoder."""
+    from isr.editors.mmdit import SD3Img2Img
+
+    whole = tiny.build("sd3", tmp_path / "whole")
+    encoder = whole / "text_encoder_3"
+    (encoder / "model.safetensors").rename(encoder / "model-00001-of-00002.safetensors")
+    (encoder / "model-00002-of-00002.safetensors").write_bytes(b"")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (encoder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    half = Path(shutil.copytree(whole, tmp_path / "half"))
+    gone = half / absent
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    hub = Hub(whole, cached=half)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    assert locate("owner/name", SD3Img2Img.PARTS).folder == whole
+    with pytest.raises(EditorLoadError, match=r"not \(completely\) in the cache and offline=True"):
+        locate("owner/name", SD3Img2Img.PARTS, offline=True)
+    hub.cached = whole
+    assert locate("owner/name", SD3Img2Img.PARTS, offline=True).folder == whole
+    without = [part for part in SD3Img2Img.PARTS if part.role not in ("text_encoder_3", "tokenizer_3")]
+    hub.cached = half
+    assert locate("owner/name", without, offline=True).folder == half
+
+
+def test_a_listed_part_that_is_absent_is_never_left_out_silently(tmp_path: Path) -> None:
+    from isr.editors.mmdit import SD3Img2Img
+
+    folder = tiny.build("sd3", tmp_path)
+    shutil.rmtree(folder / "text_encoder_3")
+    with pytest.raises(EditorLoadError, match=r"lists a 'text_encoder_3' part that is not there.*without=\["):
+        SD3Img2Img.from_pretrained(str(folder), device="cpu")
+    editor: Any = SD3Img2Img.from_pretrained(str(folder), device="cpu", without=["text_encoder_3", "tokenizer_3"])
+    assert editor.settings()["t5"] is False
+
+
+def test_the_variant_is_recorded(made: Path, folder: Path) -> None:
+    """Two variants may lie in one folder: its fingerprint cannot tell which was read."""
+    assert "variant" not in load(made).settings()
+    for role in ("unet", "vae", "text_encoder"):
+        (plain,) = (folder / role).glob("*.safetensors")
+        shutil.copy(plain, plain.with_name(plain.name.replace(".safetensors", ".fp16.safetensors")))
+    assert load(folder, variant="fp16").settings()["variant"] == "fp16"
+
+
+def test_wrong_options_are_named_before_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(RuntimeError("the network was used"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    with pytest.raises(UsageError, match=r"InstructPix2Pix has no option 'batchsize'; it takes: .*batch_size"):
+        load("a/b", batchsize=2)
+    with pytest.raises(UsageError, match=r"has no setting 'stepps'"):
+        load("a/b", defaults={"stepps": 2})
+    with pytest.raises(UsageError, match="dtype must be one of"):
+        load("a/b", dtype="int8")
+    assert hub.calls == []
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -296,6 +354,49 @@ def test_offload_edits_the_same(made: Path) -> None:
         editor.latents(surface.pixels(1, grad=True))
     with pytest.raises(UsageError, match="offload must be None, 'text' or 'model', got 'disk'"):
         load(made, offload="disk")
+
+
+def test_offload_moves_each_part_once_per_edit(made: Path) -> None:
+    """The denoiser stays on the device from step to step: sending it home after each one would take longer than the steps."""
+    editor = load(made, offload="model")
+    moves: list[str] = []
+    for role in ("unet", "vae"):
+        part = editor.parts[role]
+
+        def to(*where: Any, role: str = role, part: Any = part) -> Any:
+            moves.append(f"{role} {where[0]}")
+            return part
+
+        object.__setattr__(part, "to", to)
+    editor._device = torch.device("cpu", 0)  # a device by another name than home
+    editor.edit(surface.pictures(2), ["x", "y"], seeds=[1, 2], steps=3)
+    one = ["vae cpu:0", "vae cpu", "unet cpu:0", "unet cpu", "vae cpu:0", "vae cpu"]
+    assert moves == [*one, *one]
+    moves.clear()
+    with torch.no_grad():
+        editor.latents(surface.pixels(1))
+    assert moves == ["vae cpu:0", "vae cpu"]
+
+
+def test_tiling_equals_the_pipeline_with_tiling(made: Path) -> None:
+    """Sides of 96 are more than the 64 that this VAE takes in one tile."""
+    from diffusers import StableDiffusionInstructPix2PixPipeline
+
+    images = surface.pictures(1, (96, 80))
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(str(made), local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    edits = {}
+    for tiled in (False, True):
+        if tiled:
+            pipeline.vae.enable_tiling()
+        editor = load(made, vae_tiling=tiled)
+        assert editor.settings()["vae_tiling"] is tiled
+        want = pipeline(
+            "x", image=images[0], num_inference_steps=2, generator=surface.generators([1]), output_type="np"
+        ).images[0]
+        edits[tiled] = np.asarray(editor.edit(images, ["x"], seeds=[1], steps=2)[0]) / 255
+        assert np.abs(edits[tiled] - want).max() <= 0.5 / 255 + 1e-4
+    assert (edits[True] != edits[False]).any()
 
 
 def test_half_precision_keeps_the_surface_in_float32(made: Path) -> None:
