@@ -180,19 +180,24 @@ class SD3Instruct(SD3Editor):
     c is the posterior mode with neither shift nor scale; the mask channels hold the mode of a mask *picture* (white:
     edit everywhere). The sample starts as pure noise. Guidance as InstructPix2Pix. Decoding divides by the scale and
     does not add the shift back, as the authors' pipeline does, so `scaled` here is z · scale.
+
+    Args:
+        max_sequence_length: T5 tokens; None: as many as CLIP's (77), as in the authors' pipeline.
     """
 
     PIPELINES: ClassVar[tuple[str, ...]] = ("StableDiffusion3InstructPix2PixPipeline",)
     DEFAULTS: ClassVar[Mapping[str, Any]] = {"steps": 50, "guidance": 7.5, "image_guidance": 1.5, "negative_prompt": ""}
 
-    def __init__(self, parts: Mapping[str, Any], **options: Any) -> None:
+    def __init__(self, parts: Mapping[str, Any], *, max_sequence_length: int | None = None, **options: Any) -> None:
         channels, latent = parts["transformer"].config.in_channels, parts["vae"].config.latent_channels
         if channels not in (2 * latent, 3 * latent):
             raise UsageError(
                 f"an SD3 instruct transformer takes {2 * latent} input channels, or {3 * latent} with a mask, got {channels}"
             )
         self.masked = channels == 3 * latent
-        super().__init__(parts, **options)
+        if max_sequence_length is None:
+            max_sequence_length = int(parts["tokenizer"].model_max_length)
+        super().__init__(parts, max_sequence_length=max_sequence_length, **options)
 
     def _record(self) -> dict[str, Any]:
         return {**super()._record(), "mask": "white" if self.masked else None}

@@ -240,6 +240,15 @@ def test_schedule_without_t5_tokens_and_wrong_lengths(folders: dict[str, Path]) 
         SD3Img2Img.from_pretrained(str(folders["sd3"]), device="cpu", max_sequence_length=0)
 
 
+def test_ultraedit_reads_as_much_text_as_its_authors_pipeline(folders: dict[str, Path]) -> None:
+    """Its T5 segment is as long as CLIP's (77), not the 256 of diffusers' later SD3 pipelines; padding is attended to."""
+    for name in ("ultraedit", "ultraedit-mask"):
+        editor: Any = SD3Instruct.from_pretrained(str(folders[name]), device="cpu")
+        assert editor.embed(["x"]).hidden.shape == (1, 77 + 77, 64)
+        assert editor.settings()["max_sequence_length"] == 77
+    assert SD3Img2Img.from_pretrained(str(folders["sd3"]), device="cpu").embed(["x"]).hidden.shape == (1, 77 + 256, 64)
+
+
 def test_default_layers_of_sd3_medium() -> None:
     """Blocks 12 to 22 of 24."""
     from types import SimpleNamespace
