@@ -25,7 +25,8 @@ def vp_levels(alphas_cumprod: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tens
 
     Fractional timesteps (Euler schedulers with linear spacing) interpolate σ = √((1−ᾱ)/ᾱ) linearly, as those schedulers do.
     """
-    table = alphas_cumprod.to(t.device, torch.float64, non_blocking=True)
+    # The floor is that of diffusers' Euler schedulers: schedules rescaled to end in pure noise hold a 0.
+    table = alphas_cumprod.to(t.device, torch.float64, non_blocking=True).clamp(min=2.0**-24)
     sigmas = ((1 - table) / table).sqrt()
     position = t.to(torch.float64).clamp(0, len(table) - 1)
     below = position.floor().long()

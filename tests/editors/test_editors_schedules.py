@@ -85,6 +85,16 @@ def test_vp_levels_between_timesteps_equal_the_euler_schedulers() -> None:
     torch.testing.assert_close(a, 1 / (sigmas**2 + 1).sqrt(), rtol=1e-4, atol=1e-5)
 
 
+def test_vp_levels_at_zero_signal() -> None:
+    """Schedules rescaled to end in pure noise (Lin et al. 2024): a = 0 and b = 1 at the last timestep, and no NaN before it."""
+    scheduler = tiny.vp_scheduler("DDIMScheduler", rescale_betas_zero_snr=True)
+    a, b = vp_levels(scheduler.alphas_cumprod, torch.tensor([997.5, 998.0, 999.0]))
+    assert torch.isfinite(a).all()
+    torch.testing.assert_close(a**2 + b**2, torch.ones(3))
+    assert float(a[2]) < 3e-4  # 2⁻¹² where the schedule holds 0, as in the Euler schedulers
+    assert float(a[1]) == pytest.approx(float(scheduler.alphas_cumprod[998].sqrt()), rel=1e-5)
+
+
 def test_sigma_of_equal_signal_to_noise() -> None:
     """SD 1.x's schedule: t → σ as tabulated to three digits."""
     table = {0: 0.028, 100: 0.256, 200: 0.364, 400: 0.538, 600: 0.696, 751: 0.805, 900: 0.893, 980: 0.929, 999: 0.936}
