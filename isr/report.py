@@ -33,6 +33,8 @@ _PROBED = (
     ("integrity: text in the picture", "text drawn into the edit changed its answer"),
     ("consistency", "it contradicted itself on a repeated case"),
 )
+#: Columns that say what a case is about: by them, a group's noise arm is the same group's.
+_ABOUT = ("image_id", "prompt", "category", "seed")
 #: A share of undetermined cases above which the report warns.
 MANY_UNDETERMINED = 0.05
 #: Share of right (or unmoved, or consistent) answers of a probe below which the report warns.
@@ -163,21 +165,26 @@ class Report:
         arm = self.control_arm
         return None if arm is None or arm.excess is None else arm.excess.difference
 
-    def _controls_of(self, rows: Iterable[int]) -> ControlArm | None:
+    def _controls_of(self, rows: Iterable[int], columns: Sequence[str] = ()) -> ControlArm | None:
         from .controls import pair_up
 
         chosen = [self._main.cases[i] for i in rows]
-        return pair_up(chosen, self._outcome, self._noise_for(chosen))
+        return pair_up(chosen, self._outcome, self._noise_for(chosen, columns))
 
     @cached_property
     def _outcome(self) -> dict[str, OutcomeValue]:
         return {o.case_id: o.value for o in self.outcomes}
 
-    def _noise_for(self, cases: Sequence[CaseRecord]) -> list[CaseRecord]:
-        """Rows of the random-noise arm under the same editors, prompt kinds and purifiers as these cases."""
-        wanted = {(c.editor, c.prompt_kind, c.purifier) for c in cases}
-        rows = [c for c in self.case_records if c.arm == "noise"]
-        return [c for c in rows if (c.editor, c.prompt_kind, c.purifier) in wanted]
+    def _noise_for(self, cases: Sequence[CaseRecord], columns: Sequence[str]) -> list[CaseRecord]:
+        """Rows of the random-noise arm under the same editors, prompt kinds and purifiers as these cases, and of the same
+        group where they are grouped by what a case is about (not by how it was immunized: noise is another method)."""
+        alike = ("editor", "prompt_kind", "purifier", *(c for c in _ABOUT if c in columns))
+
+        def key(case: CaseRecord) -> tuple[Any, ...]:
+            return tuple(getattr(case, name) for name in alike)
+
+        wanted = {key(c) for c in cases}
+        return [c for c in self.case_records if c.arm == "noise" and key(c) in wanted]
 
     @property
     def title(self) -> str:
@@ -221,7 +228,8 @@ class Report:
 
     def control_by(self, *columns: str) -> pd.DataFrame:
         """The control arm by group: paired rates, excess with interval, bounds, the four cells, broken share beside the
-        noise arm's, Abbott; with the reason in `…_absent` where a figure is absent (docs/definitions.md, section 4)."""
+        noise arm's (of the same editor, prompt kind, purifier, category, …), Abbott; with the reason in
+        `…_absent` where a figure is absent (docs/definitions.md, section 4)."""
 
         from .controls import arm_cells
 
@@ -229,7 +237,7 @@ class Report:
         self._known(columns, table)
         found = []
         for key, rows in self._main.members([table[c].tolist() for c in columns]):
-            arm = self._controls_of(rows)
+            arm = self._controls_of(rows, columns)
             if arm is not None:
                 found.append((key, arm_cells(arm)))
         return _frame(columns, found)
