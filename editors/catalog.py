@@ -88,7 +88,8 @@ def make(name: str, source: str | None = None, **options: Any) -> Editor:
 
     Args:
         name: in the catalogue.
-        source: another hub name or folder of the same family (a fine-tune, a local copy).
+        source: another hub name or folder of the same family (a fine-tune, a local copy). The catalogue knows neither its
+            licence nor whether it is gated; say `licence="…"` and `gated=True` where you do.
         options: of the family's class and of loading (device, dtype, batch_size, resolution, revision, offline, …), and
             sampling settings as `defaults={"steps": …}`.
     """
@@ -109,11 +110,12 @@ def make(name: str, source: str | None = None, **options: Any) -> Editor:
     if merged["dtype"] is None:
         merged["dtype"] = row.gpu_dtype if on_gpu else "float32"
     merged["defaults"] = {**row.defaults, **(options.get("defaults") or {})}
-    made = cls.from_pretrained(where, name=name, licence=row.licence, gated=row.gated, **merged)
+    own = source is None or source == row.source
+    licence = merged.pop("licence", row.licence if own else "")
+    gated = merged.pop("gated", row.gated if own else False)
+    made = cls.from_pretrained(where, name=name, licence=licence, gated=gated, **merged)
     made.set_traits(
-        replace(
-            made.traits, native_size=row.native_size, licence=row.licence, gated=row.gated, source=source or row.source
-        )
+        replace(made.traits, native_size=row.native_size, licence=licence, gated=gated, source=source or row.source)
     )
     editor: Editor = made
     return editor
@@ -145,7 +147,7 @@ def cached_bytes(row: Entry) -> int | None:
         folder = Path(HF_HUB_CACHE) / f"models--{row.source.replace('/', '--')}" / "blobs"
     if not folder.is_dir():
         return None
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) or None
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.suffix != ".incomplete") or None
 
 
 def traits_of(row: Entry) -> Traits:

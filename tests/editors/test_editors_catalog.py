@@ -89,6 +89,7 @@ def test_cached_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     blobs = tmp_path / "models--timbrooks--instruct-pix2pix" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "abc").write_bytes(b"12345")
+    (blobs / "def.incomplete").write_bytes(b"cut off")
     assert cached_bytes(entry("ip2p")) == 5
 
 
@@ -149,6 +150,69 @@ def test_checkpoints_by_name_folder_and_package(tmp_path: Path, monkeypatch: pyt
     assert mini.name == "mini-ip2p"
     assert mini.traits.native_size == 64
     assert mini.traits.source == "miniworld:mini-ip2p"
+
+
+def test_another_checkpoint_has_a_licence_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue speaks for its own checkpoint; of somebody's fine-tune it knows neither licence nor gate."""
+    pytest.importorskip("diffusers")
+    hub = pytest.importorskip("huggingface_hub")
+    import tiny
+    from isr.editors.hub import log
+
+    folder = tiny.build("sd3", tmp_path, with_t5=False)
+
+    def download(name: str, **options: Any) -> str:
+        if options.get("local_files_only"):
+            raise hub.errors.LocalEntryNotFoundError("not cached")
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    said: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *values: said.append(text % values))
+    own = load_editor("sd3", device="cpu")
+    assert "licence: Stability AI Community License" in said[0]
+    assert "gated" in said[0]
+    other = load_editor("sd3", source="me/mine", device="cpu")
+    assert "licence: see its page, terms: https://huggingface.co/me/mine)" in said[1]
+    told = load_editor("sd3", source="me/mine", device="cpu", licence="MIT")
+    assert "licence: MIT" in said[2]
+    licences = [e.settings()["licence"] for e in (own, other, told)]
+    assert licences == ["Stability AI Community License", "", "MIT"]
+    assert [e.traits.licence for e in (own, other, told)] == licences
+    assert [e.traits.gated for e in (own, other, told)] == [True, False, False]
+    assert load_editor("sd3", source="stabilityai/stable-diffusion-3-medium-diffusers", device="cpu").traits.gated
+
+
+def test_defaults_are_the_pipelines_own() -> None:
+    """What a family does unasked is what its diffusers pipeline does unasked (UltraEdit has none: its authors' page)."""
+    diffusers = pytest.importorskip("diffusers")
+    import inspect
+
+    pipelines = {
+        "unet:InstructPix2Pix": "StableDiffusionInstructPix2PixPipeline",
+        "unet_xl:InstructPix2PixXL": "StableDiffusionXLInstructPix2PixPipeline",
+        "img2img:Img2Img": "StableDiffusionImg2ImgPipeline",
+        "img2img:Img2ImgXL": "StableDiffusionXLImg2ImgPipeline",
+        "mmdit:SD3Img2Img": "StableDiffusion3Img2ImgPipeline",
+        "kontext:Kontext": "FluxKontextPipeline",
+        "qwen:QwenEdit": "QwenImageEditPipeline",
+    }
+    names = {
+        "steps": "num_inference_steps", "guidance": "guidance_scale", "image_guidance": "image_guidance_scale", "strength": "strength",
+        "true_guidance": "true_cfg_scale", "eta": "eta",
+    }  # fmt: skip
+    assert set(pipelines) | {"mmdit:SD3Instruct"} == {row.target for row in entries().values()}
+    for target, name in pipelines.items():
+        module, _, attribute = target.partition(":")
+        ours = getattr(importlib.import_module(f"isr.editors.{module}"), attribute).DEFAULTS
+        theirs = inspect.signature(getattr(diffusers, name).__call__).parameters
+        for key in set(ours) - {"negative_prompt"}:
+            # Qwen's one guidance is classifier-free.
+            wanted = "true_cfg_scale" if (attribute, key) == ("QwenEdit", "guidance") else names[key]
+            assert ours[key] == theirs[wanted].default, (target, key)
+    # Where the catalogue departs from them, it is on purpose: HQ-Edit's card, and the miniatures' own.
+    departing = {name for name, row in entries().items() if row.defaults and not row.is_mini}
+    assert departing == {"hq-edit"}
 
 
 def test_a_folder_of_no_known_family_is_told_so(tmp_path: Path) -> None:
