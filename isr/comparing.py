@@ -20,6 +20,7 @@ from .schema import CaseRecord
 from .stats.compare import FAMILY, KEY, BeatsEvery, beats_every, compare_methods, mark_best
 from .stats.outcomes import isr_table
 from .stats.paired import PairedDifference, paired_difference
+from .tables import Matrix
 
 if TYPE_CHECKING:
     from .stats.agreement_table import AgreementTable
@@ -34,7 +35,8 @@ class Comparison:
     """Methods compared on the cases they share.
 
     Attributes:
-        rates: ISR per family and method, with `bold` (not significantly below the best).
+        rates: ISR per family and method with interval, bounds and band (its upper end missing after `lazy`), and `bold` (not
+            significantly below the best).
         pairs: every pair: difference, interval, bounds, p, Holm-adjusted p within its family.
         lock: judge lock that the runs share. level: of the intervals. alpha: of `bold`.
     """
@@ -88,7 +90,7 @@ def compare(*runs: Run, level: float = 0.95, n_boot: int = 10_000, seed: int = 0
                 + "\n  - ".join(differences)
                 + "\nJudge both with the same judges and settings (isr bridge carries a run over to other judges)."
             )
-    tables = [r.cases[r.cases["arm"] != "control"].copy() for r in reports]
+    tables = [_cases(r) for r in reports]
     held = [_methods(t) for t in tables]
     for i, (name, table) in enumerate(zip(names, tables, strict=True)):
         twice = {m for j, other in enumerate(held) if j != i for *_, m in held[i] & other}
@@ -106,8 +108,38 @@ def compare(*runs: Run, level: float = 0.95, n_boot: int = 10_000, seed: int = 0
     if image is None:
         raise UsageError("compare: cases need image_id (or originals), to know which edits are of the same image")
     pairs = compare_methods(cases, by=by, key=KEY, image=image, level=level, n_boot=n_boot, seed=seed)
-    rates = isr_table(cases, (*by, "method"), image=image, level=level)
+    rates = _with_bands(isr_table(cases, (*by, "method"), image=image, level=level), cases, (*by, "method"))
     return Comparison(mark_best(rates, pairs, by=by), pairs, reports[0].lock, level)
+
+
+def _cases(report: Report) -> pd.DataFrame:
+    """The immunized and noise arms of a run, with the outcomes that the ends of the band count (None: lazy hides them)."""
+    judged = Matrix(
+        report.case_records,
+        [j for j in report.judgement_records if j.judge in report.judges],
+        report.judges,
+        report.policy,
+        lazy=report.lazy,
+    )
+    table = report.cases.assign(
+        strict_outcome=pd.Series(judged.strict_outcomes, dtype=object),
+        any_outcome=pd.Series([None] * len(judged.cases) if report.lazy else judged.any_outcomes, dtype=object),
+    )
+    return table[table["arm"] != "control"].copy()
+
+
+def _with_bands(rates: pd.DataFrame, cases: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """`rates` with band_low and band_high after the bounds; its rows are the groups of `cases` in the same order."""
+    low, high = [], []
+    for _, group in cases.groupby(list(by), sort=False, dropna=False):
+        low.append(float((group["strict_outcome"] == "success").mean()))
+        lazy = bool(group["any_outcome"].isna().any())
+        high.append(float("nan") if lazy else float((group["any_outcome"] != "failure").mean()))
+    out = rates.copy()
+    after = out.columns.get_loc("bound_high")
+    out.insert(after + 1, "band_low", low)
+    out.insert(after + 2, "band_high", high)
+    return out
 
 
 def _methods(cases: pd.DataFrame) -> set[tuple[Any, ...]]:

@@ -45,6 +45,31 @@ def test_two_runs_are_paired_by_image_prompt_and_seed(tmp_path: Path) -> None:
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
 
 
+def test_compared_methods_have_their_bands(tmp_path: Path) -> None:
+    def judged(method: str, start: int, lasts: tuple[int, int], **options: Any) -> isr.Report:
+        a, b = (
+            Scripted(lambda q, last=last: text(int(q.prompt.split()[1]) < last), name)
+            for name, last in zip("ab", lasts, strict=True)
+        )
+        return isr.evaluate(
+            pictures(N, start), [f"edit {i}" for i in range(N)], originals=pictures(N, 900), judges=[a, b],
+            columns={"method": [method] * N}, cache=False, progress=False, **options,
+        )  # fmt: skip
+
+    first, second = judged("m", 0, (10, 14)), judged("n", 300, (4, 2))
+    rates = isr.compare(first, second).rates.set_index("method")
+    # strict: both judges, 10 and 2 of 20; any: either of them, 14 and 4 of 20
+    assert rates["isr"].to_dict() == pytest.approx({"m": 10 / 20, "n": 2 / 20})
+    assert rates["band_low"].to_dict() == pytest.approx({"m": 10 / 20, "n": 2 / 20})
+    assert rates["band_high"].to_dict() == pytest.approx({"m": 14 / 20, "n": 4 / 20})
+    plots.plot_isr(rates.reset_index())
+    # After lazy judging nobody knows what the judges that were not asked would have said.
+    rates = isr.compare(first, judged("n", 300, (4, 2), lazy=True)).rates.set_index("method")
+    assert rates["band_high"]["m"] == pytest.approx(14 / 20)
+    assert rates["band_low"]["n"] == pytest.approx(2 / 20)
+    assert pd.isna(rates["band_high"]["n"])
+
+
 def test_unlike_locks_are_refused_and_the_difference_is_named(tmp_path: Path) -> None:
     a, b = run("good", {1}), run("weak", {2}, judge="b", start=300)
     with pytest.raises(UsageError, match=r"judges: \['a'\] against \['b'\]"):
