@@ -44,6 +44,12 @@ def load_editor(editor: str | Path | Callable[..., Any] | Editor, **options: Any
     if callable(editor):
         from .function import FunctionEditor
 
+        known = ("name", "restore_size", "seedable", "settings", "traits")
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise UsageError(
+                f"an editor that is a function takes no option {', '.join(map(repr, unknown))}; it takes: {', '.join(known)}"
+            )
         return FunctionEditor(editor, **options)
     raise UsageError(f"editor must be a name, a folder, a function or an editor, got {type(editor).__name__}")
 
@@ -55,6 +61,8 @@ def _by_name(editor: str | Path, options: dict[str, Any]) -> Editor:
         for row in entries().values():
             if row.source == editor:
                 return make(row.name, **options)
+        if editor == "function" and "function" not in options:
+            raise UsageError("a function is its own editor: load_editor(my_function), not the name 'function'")
         if "/" not in editor and "\\" not in editor:
             made: Editor = EDITORS.create(editor, **options)
             return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ class FunctionEditor:
                 f"an editor needs a function (image, prompt, seed) -> image, got {type(function).__name__}"
             )
         own = getattr(function, "__name__", type(function).__name__)
+        _check_shape(function, own, seedable=seedable)
         self._function = function
         self._name = name or (own if own != "<lambda>" else "function")
         self._restore = restore_size
@@ -97,3 +99,19 @@ class FunctionEditor:
         if self._restore and edited.size != image.size:
             return edited.resize(image.size, PIL.Image.Resampling.LANCZOS)
         return edited
+
+
+def _check_shape(function: Callable[..., Any], name: str, *, seedable: bool) -> None:
+    """Refuse a function that cannot take what it will be given, where its signature says so."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # written in C: it shows when it is called
+    wanted = ("image", "prompt", "seed") if seedable else ("image", "prompt")
+    try:
+        signature.bind(*wanted)
+    except TypeError as error:
+        hint = "one that takes no seed is loaded with seedable=False" if seedable else "leave seedable=False out"
+        raise UsageError(
+            f"the editor {name!r} cannot be called as ({', '.join(wanted)}): {error}; change the function, or {hint}"
+        ) from error

@@ -285,6 +285,27 @@ def test_a_function_that_raises_names_the_picture() -> None:
     assert caught.value.__notes__ == ["raised by the editor 'fails' on images[1]"]
 
 
+def test_a_function_of_another_shape_is_told_so_before_the_first_edit() -> None:
+    with pytest.raises(UsageError, match=r"'seedless' cannot be called as \(image, prompt, seed\).*seedable=False"):
+
+        def seedless(image: PIL.Image.Image, prompt: str) -> PIL.Image.Image:
+            return image
+
+        load_editor(seedless)
+    with pytest.raises(UsageError, match=r"cannot be called as \(image, prompt\)"):
+        load_editor(lambda image, prompt, seed: image, seedable=False)
+    # Further arguments with defaults, and callables without a signature, are fine.
+    assert load_editor(lambda image, prompt, seed, steps=3: image).edit([picture()], ["x"], seeds=[0])
+    assert load_editor(max).name == "max"
+
+
+def test_wrong_options_of_functions_are_named() -> None:
+    with pytest.raises(UsageError, match=r"that is a function takes no option 'device'; it takes: name, restore_size, seedable"):
+        load_editor(lambda image, prompt, seed: image, device="cpu")
+    with pytest.raises(UsageError, match=r"load_editor\(my_function\), not the name 'function'"):
+        load_editor("function")
+
+
 def test_functions_take_no_settings() -> None:
     editor = load_editor(lambda image, prompt, seed: image)
     with pytest.raises(UsageError, match="takes no settings, got 'steps'"):
