@@ -136,7 +136,7 @@ def _with_bands(rates: pd.DataFrame, cases: pd.DataFrame, by: Sequence[str]) -> 
         lazy = bool(group["any_outcome"].isna().any())
         high.append(float("nan") if lazy else float((group["any_outcome"] != "failure").mean()))
     out = rates.copy()
-    after = out.columns.get_loc("bound_high")
+    after = list(out.columns).index("bound_high")
     out.insert(after + 1, "band_low", low)
     out.insert(after + 2, "band_high", high)
     return out

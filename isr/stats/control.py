@@ -38,7 +38,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Share:
-    """A figure that may be absent: `value` is None and `reason` says why, or `reason` is empty."""
+    """A figure that may be absent: `reason` says why `value`, or only its interval, is None; it is empty where both exist."""
 
     value: float | None
     interval: Interval | None
@@ -121,7 +121,7 @@ def _abbott(a: FloatArray, c: FloatArray, ids: Any, *, level: float, n_boot: int
     boots, jackknife = ratio(bootstrap_sums(sums, n_boot, seed)), ratio(jackknife_sums(sums))
     usable = np.isfinite(boots).all() and np.isfinite(jackknife).all() and float(np.ptp(boots)) > 1e-12
     if not usable:
-        return Share(value, None, len(a), "")
+        return Share(value, None, len(a), "no interval: resampling these pairs gives one value, or none")
     low, high = bca(value, boots, jackknife, level)
     return Share(value, Interval(low, high, "BCa bootstrap over images", level, len(a), None, count), len(a))
 

@@ -131,6 +131,7 @@ def test_all_pairs_alike() -> None:
     assert arm.excess.interval.method.startswith("paired score on effective n")
     assert arm.abbott.value == 1.0
     assert arm.abbott.interval is None
+    assert arm.abbott.reason.startswith("no interval")
 
 
 def test_no_control_at_all_and_unpaired_noise() -> None:
