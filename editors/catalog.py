@@ -115,7 +115,13 @@ def make(name: str, source: str | None = None, **options: Any) -> Editor:
     gated = merged.pop("gated", row.gated if own else False)
     made = cls.from_pretrained(where, name=name, licence=licence, gated=gated, **merged)
     made.set_traits(
-        replace(made.traits, native_size=row.native_size, licence=licence, gated=gated, source=source or row.source)
+        replace(
+            made.traits,
+            native_size=row.native_size,
+            licence=licence or "unknown",
+            gated=gated,
+            source=source or row.source,
+        )
     )
     editor: Editor = made
     return editor
