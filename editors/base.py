@@ -22,7 +22,7 @@ from isr.protocols import Traits
 from .checks import check_call
 from .hooks import first_tensor, read_modules
 from .loading import Part, check_environment, fingerprint, load_parts, locate, memory_hint, read_index
-from .options import checked_options, checked_settings, other_scheduler, torch_dtype
+from .options import checked_options, checked_settings, other_scheduler, torch_device, torch_dtype
 from .pixels import batches, generator_of, resized, to_pictures, to_pixels
 from .schedules import Kind, clean_of, expand, noise_of, target_of
 from .text import Text, columns_of
@@ -86,7 +86,7 @@ class DiffusionEditor(ABC):
         self.parts = dict(parts)
         self._origin = dict(origin or {})
         self._name = name or str(self._origin.get("source", "")).rstrip("/").rpartition("/")[2] or self.FAMILY
-        self._device = torch.device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = torch_device(device)
         self._dtype = torch_dtype(dtype) or next(iter(self.denoiser.parameters())).dtype
         self.batch_size = batch_size
         self.resolution = resolution
@@ -151,6 +151,7 @@ class DiffusionEditor(ABC):
         """
         check_environment(cls.__name__)
         kind = torch_dtype(dtype) or torch.float32
+        device = torch_device(device)
         checked_options(cls, options)
         parts_of = [part for part in cls.PARTS if part.role not in without]
         needed = [part.role for part in cls.PARTS if part.role in without and not part.optional]

@@ -100,12 +100,11 @@ def make(name: str, source: str | None = None, **options: Any) -> Editor:
     from .loading import check_environment
 
     check_environment(f"the editor {name!r}")
-    import torch
+    from .options import torch_device
 
     module, _, attribute = row.target.partition(":")
     cls = getattr(importlib.import_module(f".{module}", __package__), attribute)
-    device = options.get("device")
-    on_gpu = torch.cuda.is_available() if device is None else torch.device(device).type != "cpu"
+    on_gpu = torch_device(options.get("device")).type != "cpu"
     merged = {**row.load, "dtype": row.gpu_dtype if on_gpu else "float32", **options}
     if merged["dtype"] is None:
         merged["dtype"] = row.gpu_dtype if on_gpu else "float32"

@@ -10,7 +10,7 @@ import torch
 
 from isr.errors import UsageError
 
-__all__ = ["checked_options", "checked_settings", "fresh_scheduler", "other_scheduler", "torch_dtype"]
+__all__ = ["checked_options", "checked_settings", "fresh_scheduler", "other_scheduler", "torch_device", "torch_dtype"]
 
 
 def checked_settings(editor: str, known: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,6 +65,23 @@ def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype not in names:
         raise UsageError(f"dtype must be one of {', '.join(names)}, got {dtype!r}")
     return names[dtype]
+
+
+def torch_device(device: str | torch.device | None) -> torch.device:
+    """A torch device from its name; None: CUDA where there is one."""
+    cuda = torch.cuda.is_available()
+    try:
+        made = torch.device(device if device is not None else ("cuda" if cuda else "cpu"))
+    except RuntimeError as error:
+        raise UsageError(
+            f"device must be a device of torch such as 'cpu', 'cuda' or 'cuda:1', got {device!r}"
+        ) from error
+    if made.type == "cuda" and (not cuda or (made.index or 0) >= torch.cuda.device_count()):
+        raise UsageError(
+            f"device={str(device)!r} is not here: torch {torch.__version__} sees {torch.cuda.device_count() if cuda else 0} CUDA devices; "
+            "use device='cpu', or install a torch built for your GPU"
+        )
+    return made
 
 
 def other_scheduler(scheduler: Any, name: str) -> Any:

@@ -18,7 +18,7 @@ from isr.protocols import Traits
 
 from .checks import check_call
 from .loading import Part, check_environment, fingerprint, load_parts, locate, memory_hint, read_index
-from .options import checked_options, checked_settings, torch_dtype
+from .options import checked_options, checked_settings, torch_device, torch_dtype
 from .pixels import generator_of
 
 __all__ = ["PromptProcessor", "QwenEdit"]
@@ -93,7 +93,7 @@ class QwenEdit:
         self._origin = dict(origin or {})
         self._restore = restore_size
         self._options = {"vae_tiling": vae_tiling, "vae_slicing": vae_slicing}
-        where = torch.device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = torch_device(device)
         if offload == "model":
             pipeline.enable_model_cpu_offload(device=where)
         else:
@@ -128,6 +128,7 @@ class QwenEdit:
         check_environment(cls.__name__)
         kind = torch_dtype(dtype) or torch.float32
         checked_options(cls, options)
+        torch_device(options.get("device"))
         parts_of = (*cls.PARTS, cls.PROCESSOR)
         where = locate(
             source, parts_of, revision=revision, variant=variant, allow_pickle=allow_pickle, offline=offline,

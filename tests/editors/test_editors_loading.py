@@ -274,6 +274,15 @@ def test_wrong_options_are_named_before_a_download(monkeypatch: pytest.MonkeyPat
         load("a/b", defaults={"stepps": 2})
     with pytest.raises(UsageError, match="dtype must be one of"):
         load("a/b", dtype="int8")
+    with pytest.raises(
+        UsageError, match="device must be a device of torch such as 'cpu', 'cuda' or 'cuda:1', got 'gpu'"
+    ):
+        InstructPix2Pix.from_pretrained("a/b", device="gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        UsageError, match=r"device='cuda:0' is not here: torch .* sees 0 CUDA devices; use device='cpu'"
+    ):
+        InstructPix2Pix.from_pretrained("a/b", device="cuda:0")
     assert hub.calls == []
 
 
