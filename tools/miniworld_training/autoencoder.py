@@ -145,9 +145,9 @@ def train_autoencoder(
     torch.manual_seed(seed)
     model = build(widths=widths, channels=channels, flow=flow)
     copied = autoencoder_from(start, model) if start is not None else 0
-    further = copied == len(
-        model.state_dict()
-    )  # the same architecture: what was learnt on its latents should still fit
+    earlier = AutoencoderKL.load_config(start) if start is not None else {}
+    # the same architecture: what was learnt on its latents should still fit
+    further = copied == len(model.state_dict()) and earlier.get("use_quant_conv", True) == model.config.use_quant_conv
     model.to(ranks.device, memory_format=torch.channels_last)
     flat = pairs.pictures.reshape(-1, *pairs.pictures.shape[2:])
     usable = len(flat) - 2 * held_out
@@ -186,7 +186,7 @@ def train_autoencoder(
             some = pixels(flat[: min(1024, len(flat))], ranks.device)
             spread = {} if further else (centre if flow else equalise)(vae, some)
         if further:
-            vae.register_to_config(scaling_factor=AutoencoderKL.load_config(start)["scaling_factor"])
+            vae.register_to_config(**{k: earlier[k] for k in ("scaling_factor", "shift_factor") if k in earlier})
         record = json.loads((folder / "training.json").read_text("utf-8"))
         (folder / "training.json").write_text(json.dumps({**record, **check(averages), **spread}, indent=1), "utf-8")
         vae.save_pretrained(folder / "vae")

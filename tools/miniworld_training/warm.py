@@ -37,8 +37,25 @@ def _moved(parts: list[str], path: tuple[str, ...], by: int) -> list[str]:
 def autoencoder_from(folder: Path, model: Any) -> int:
     """Blocks are matched from the pixel side: one with more halvings lends its fine levels."""
     other = AutoencoderKL.from_pretrained(folder)
+    if model.quant_conv is None and other.quant_conv is not None:
+        _fold_the_ends(other)
     more = len(other.config.block_out_channels) - len(model.config.block_out_channels)
     return copy_matching(model, other, lambda parts: _moved(parts, ("decoder", "up_blocks"), -more))
+
+
+@torch.no_grad()
+def _fold_the_ends(vae: Any) -> None:
+    """Move the 1×1 convolutions around the latents into their neighbours, for an autoencoder that has none (as SD3's).
+
+    What it computes stays the same, but for the border, where the neighbour pads with zeros instead of the offset.
+    """
+    first, last, quant, post = vae.encoder.conv_out, vae.decoder.conv_in, vae.quant_conv, vae.post_quant_conv
+    inner, outer = quant.weight[:, :, 0, 0], post.weight[:, :, 0, 0]
+    first.bias.copy_(inner @ first.bias + quant.bias)
+    first.weight.copy_(torch.einsum("oi,ikhw->okhw", inner, first.weight))
+    last.bias += torch.einsum("oihw,i->o", last.weight, post.bias)
+    last.weight.copy_(torch.einsum("oihw,ij->ojhw", last.weight, outer))
+    vae.quant_conv = vae.post_quant_conv = None
 
 
 @torch.no_grad()
