@@ -4,8 +4,9 @@
         --labeller "who or what labelled" --referees FOLDER --out tests/data
 
 `--sheets` is what tools/miniworld_label_sheets.py wrote, `--referees` a folder with referee-a, referee-b and referee-c.
-Halves are by picture (two image numbers in turn, so that both have both kinds of prompt), so no picture is in both. Writes
-`miniworld_labels.csv` (digests and both labels), `miniworld_labels.json` (thresholds and figures, with the thresholds from
+Halves are by picture (two image numbers in turn, so that both have both kinds of prompt), so no picture is in both.
+`--earlier` adds the threshold half of sheets that were labelled before, of an earlier editor say, since the best threshold
+on 200 edits is uncertain. Writes `miniworld_labels.csv` (digests and both labels; set 0 is `--sheets`), `miniworld_labels.json` (thresholds and figures, with the thresholds from
 labels and with those in the referees' config.json) and `miniworld_labels.npz` (the labelled pictures of the measuring
 half); with `--set` it also writes the thresholds into the referees' config.json.
 """
@@ -16,6 +17,7 @@ import argparse
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,29 +131,55 @@ def measure(
     return out
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """One set of labelled sheets: the key's rows, both labellings and the pictures to judge, in one order.
+
+    setting: which rows belong to the half that sets thresholds; two image numbers in turn, so that both halves have both
+    kinds of prompt. chosen: places of the rows in the stored pictures.
+    """
+
+    key: list[dict[str, str]]
+    labels: list[dict[str, Bools]]
+    cases: list[tuple[Image.Image, Image.Image, str]]
+    setting: Bools
+    stored: Mapping[str, npt.NDArray[Any]]
+    places: list[int]
+
+    @classmethod
+    def read(cls, sheets: Path, labels: Sequence[Path]) -> Labelled:
+        with (sheets / "hidden" / "key.csv").open(encoding="utf-8", newline="") as file:
+            key = list(csv.DictReader(file))
+        items = [int(row["item"]) for row in key]
+        with np.load(sheets / "hidden" / "pictures.npz") as file:
+            stored = {name: file[name] for name in ("item", "edited", "original")}
+        place = {int(number): i for i, number in enumerate(stored["item"])}
+        at = [place[i] for i in items]
+        cases = [
+            (Image.fromarray(stored["edited"][k]), Image.fromarray(stored["original"][k]), row["prompt"])
+            for k, row in zip(at, key, strict=True)
+        ]
+        setting = np.array([int(row["image_id"].rsplit("-", 1)[1]) % 4 < 2 for row in key])
+        return cls(key, [read_labels(path, items) for path in labels], cases, setting, stored, at)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sheets", type=Path, required=True)
     parser.add_argument("--labels", type=Path, nargs=2, required=True)
+    parser.add_argument(
+        "--earlier", type=Path, nargs=3, action="append", default=[], metavar=("SHEETS", "FIRST", "SECOND"),
+        help="earlier labelled sheets: their threshold half helps to set the thresholds; no figure is of them",
+    )  # fmt: skip
     parser.add_argument("--labeller", required=True, help="who or what labelled; stands in the card")
     parser.add_argument("--referees", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--set", action="store_true", help="write the thresholds into the referees' config.json")
+    parser.add_argument(
+        "--set", action="store_true", help="write the degradation thresholds into the referees' config.json"
+    )
     options = parser.parse_args(arguments)
-    with (options.sheets / "hidden" / "key.csv").open(encoding="utf-8", newline="") as file:
-        key = list(csv.DictReader(file))
-    items = [int(row["item"]) for row in key]
-    labels = [read_labels(path, items) for path in options.labels]
-    stored = np.load(options.sheets / "hidden" / "pictures.npz")
-    place = {int(number): i for i, number in enumerate(stored["item"])}
-    at = [place[i] for i in items]
-    cases = [
-        (Image.fromarray(stored["edited"][k]), Image.fromarray(stored["original"][k]), row["prompt"])
-        for k, row in zip(at, key, strict=True)
-    ]
-    setting = np.array(
-        [int(row["image_id"].rsplit("-", 1)[1]) % 4 < 2 for row in key]
-    )  # two in turn: both prompt kinds in each half
+    main_set = Labelled.read(options.sheets, options.labels)
+    sets = [main_set, *(Labelled.read(sheets, labels) for sheets, *labels in options.earlier)]
     thresholds: dict[str, dict[str, float]] = {}
     verdicts: dict[str, dict[str, Bools]] = {}
     shipped: dict[str, dict[str, Bools]] = {}
@@ -159,49 +187,75 @@ def main(arguments: list[str] | None = None) -> int:
         folder = options.referees / f"referee-{name}"
         if not folder.is_dir():
             continue
-        scores = RefereeJudge(name, folder=folder).scores(cases)
-        asked, degraded = (np.array([row[k] for row in scores]) for k in ("asked", "degradation"))
-        kept = np.array([row["category_kept"] for row in scores])
+        judge = RefereeJudge(name, folder=folder)
+        asked, degraded, kept = (np.concatenate(x) for x in zip(*(_scores(judge, s.cases) for s in sets), strict=True))
+        setting = np.concatenate([s.setting for s in sets])
+        labels = [{c: np.concatenate([s.labels[k][c] for s in sets]) for c in CRITERIA} for k in (0, 1)]
         thresholds[name] = {
             # where the category was lost, no threshold on the attribute could matter
             "asked": best_threshold(asked[setting & kept], [~lab["mismatch"][setting & kept] for lab in labels]),
             "degradation": best_threshold(degraded[setting], [lab["degraded"][setting] for lab in labels]),
         }
-        verdicts[name] = {
-            "mismatch": ~((asked >= thresholds[name]["asked"]) & kept),
-            "degraded": degraded >= thresholds[name]["degradation"],
-        }
-        own = json.loads((folder / "config.json").read_text("utf-8"))["thresholds"]
-        shipped[name] = {
-            "mismatch": ~((asked >= own["asked"]) & kept),
-            "degraded": degraded >= own["degradation"],
-        }
-        if options.set:
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-            config["thresholds"] = thresholds[name]
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        if options.set:  # the threshold for mismatch stays as trained
+            config["thresholds"]["degradation"] = round(thresholds[name]["degradation"], 4)
             (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
+        count = len(main_set.key)
+        for answers, used in ((verdicts, thresholds[name]), (shipped, config["thresholds"])):
+            answers[name] = {
+                "mismatch": ~((asked >= used["asked"]) & kept)[:count],
+                "degraded": (degraded >= used["degradation"])[:count],
+            }
+    key, setting = main_set.key, main_set.setting
     card = {
         "labeller": options.labeller,
         "items": len(key),
         "thresholds": thresholds,
-        "threshold_half": {"n": int(setting.sum())},
-        "measuring_half": measure(key, labels, verdicts, ~setting),
-        "measuring_half_at_the_referees_own_thresholds": measure(key, labels, shipped, ~setting),
+        "threshold_half": {"n": int(sum(s.setting.sum() for s in sets)), "of_this_set": int(setting.sum())},
+        "unattacked_ok_by_labels": _unattacked(main_set),
+        "measuring_half": measure(key, main_set.labels, verdicts, ~setting),
+        "measuring_half_at_the_referees_own_thresholds": measure(key, main_set.labels, shipped, ~setting),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "miniworld_labels.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")
     with (options.out / "miniworld_labels.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow([*key[0], "half", "mismatch_1", "degraded_1", "mismatch_2", "degraded_2"])
-        for i, row in enumerate(key):
-            given = [int(lab[c][i]) for lab in labels for c in CRITERIA]
-            table.writerow([*row.values(), "threshold" if setting[i] else "measure", *given])
-    chosen = np.array(at)[~setting]
+        table.writerow(["set", *key[0], "half", "mismatch_1", "degraded_1", "mismatch_2", "degraded_2"])
+        for number, part in enumerate(sets):
+            for i, row in enumerate(part.key):
+                if number and not part.setting[i]:
+                    continue
+                given = [int(lab[c][i]) for lab in part.labels for c in CRITERIA]
+                table.writerow([number, *row.values(), "threshold" if part.setting[i] else "measure", *given])
+    chosen = np.array(main_set.places)[~setting]
     np.savez_compressed(
-        options.out / "miniworld_labels.npz", item=stored["item"][chosen], edited=stored["edited"][chosen]
+        options.out / "miniworld_labels.npz",
+        item=main_set.stored["item"][chosen],
+        edited=main_set.stored["edited"][chosen],
     )
     print(json.dumps(card["measuring_half"]["all"], indent=1))
     return 0
+
+
+def _scores(judge: RefereeJudge, cases: Sequence[Any]) -> tuple[npt.NDArray[Any], ...]:
+    """asked, degradation, and whether the category was kept."""
+    scores = judge.scores(cases)
+    return tuple(np.array([row[k] for row in scores]) for k in ("asked", "degradation", "category_kept"))
+
+
+def _unattacked(labelled: Labelled) -> dict[str, Any]:
+    """Both labellings' shares of the unattacked edits that are ok, both halves together, whole and by family."""
+    rows = [i for i, row in enumerate(labelled.key) if row["method"] == "none"]
+    ok = [~(lab["mismatch"] | lab["degraded"]) for lab in labelled.labels]
+    families = sorted({labelled.key[i]["family"] for i in rows})
+    return {
+        "all": [share(o[rows], [labelled.key[i]["image_id"] for i in rows]) for o in ok],
+        "families": {
+            f: [f"{sum(bool(o[i]) for i in of)}/{len(of)}" for o in ok]
+            for f in families
+            for of in [[i for i in rows if labelled.key[i]["family"] == f]]
+        },
+    }
 
 
 if __name__ == "__main__":

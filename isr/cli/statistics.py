@@ -50,7 +50,10 @@ def register(commands: Subparsers) -> None:
     )
     size.add_argument("--cases-per-image", type=int, default=1)
     size.add_argument("--icc", type=float, help="within-image correlation of the differences")
+    size.add_argument("--design-effect", type=float, help="in place of --icc: n over effective n of a pilot")
     size.add_argument("--power", type=float, default=0.8)
+    size.add_argument("--alpha", type=float, default=0.05, help="two-sided level")
+    size.add_argument("--comparisons", type=int, default=1, help="methods compared in one family; the level is divided")
     size.set_defaults(run=_size)
 
 
@@ -113,7 +116,10 @@ def _size(options: argparse.Namespace) -> int:
         discordance=options.discordance,
         cases_per_image=options.cases_per_image,
         icc=options.icc,
+        design_effect=options.design_effect,
         power=options.power,
+        alpha=options.alpha,
+        comparisons=options.comparisons,
     )
     print(
         f"{found.images} images with {found.cases_per_image} edits each ({found.cases} cases) show {100 * found.difference:+.1f} points on a "

@@ -242,6 +242,10 @@ def test_sample_size_from_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample-size", "--baseline", "0.7", "--difference", "0.09"]) == 0
     out = capsys.readouterr().out
     assert f"{isr.sample_size(0.7, 0.09).images} images" in out
+    more = ["--cases-per-image", "5", "--design-effect", "2.5", "--alpha", "0.01", "--comparisons", "7"]
+    assert main(["sample-size", "--baseline", "0.7", "--difference", "0.09", *more]) == 0
+    wanted = isr.sample_size(0.7, 0.09, cases_per_image=5, design_effect=2.5, alpha=0.01, comparisons=7)
+    assert f"{wanted.images} images with 5 edits each" in capsys.readouterr().out
 
 
 def test_pictures_differ_between_arms() -> None:

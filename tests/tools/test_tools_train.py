@@ -167,6 +167,21 @@ def test_label_sheets_and_their_measure(work: Path, tmp_path: Path) -> None:
     assert card["threshold_half"]["n"] == 8
     assert card["measuring_half"]["all"]["n"] == 8
     assert card["measuring_half"]["all"]["mismatch"]["labellings_agree"]["share"] == 1.0
+    both = [*common, "--labels", str(tmp_path / "1.csv"), str(tmp_path / "2.csv")]
+    assert (
+        miniworld_label_measure.main(
+            [*both, "--earlier", *map(str, (tmp_path, tmp_path / "2.csv", tmp_path / "1.csv"))]
+        )
+        == 0
+    )
+    more = json.loads((tmp_path / "out" / "miniworld_labels.json").read_text("utf-8"))
+    assert more["threshold_half"] == {"n": 16, "of_this_set": 8}
+    assert more["thresholds"] == card["thresholds"]  # the same labels twice
+    assert more["measuring_half"] == card["measuring_half"]
+    with (tmp_path / "out" / "miniworld_labels.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [sum(row["set"] == number for row in table) for number in "01"] == [16, 8]
+    assert {row["half"] for row in table if row["set"] == "1"} == {"threshold"}
     (tmp_path / "3.csv").write_text("item,mismatch,degraded\n1,0,2\n", "utf-8")
     with pytest.raises(SystemExit, match="not answered with 0 or 1"):
         miniworld_label_measure.main([*common, "--labels", str(tmp_path / "1.csv"), str(tmp_path / "3.csv")])
@@ -206,13 +221,14 @@ def test_a_referee_whose_thresholds_no_labels_set_says_so(tmp_path: Path, monkey
     row = {"where_labellings_agree": {"n": 8, "share": 0.75, "low": 0.5, "high": 0.875}}
     record = {
         "labeller": "a rule", "items": 16, "thresholds": {"a": {"asked": 1.0, "degradation": -2.0}},
+        "threshold_half": {"n": 14, "of_this_set": 8},
         "measuring_half_at_the_referees_own_thresholds":
             {"all": {c: {"referee_a": row} for c in ("mismatch", "degraded")}},
     }  # fmt: skip
     (tmp_path / "labels.json").write_text(json.dumps(record), "utf-8")
     monkeypatch.setattr(export, "LABELS", tmp_path / "labels.json")
     told = export.referee_card("a", tmp_path)
-    assert "one half of 16 edits" in told
+    assert "one half of 16 edits, each labelled twice and on 6 of an earlier editor's" in told
     assert "75.0 % (50 to 88) on mismatch" in told
     assert "Who labelled: a rule." in told
     record["thresholds"] = {"a": {"asked": 1.0, "degradation": -2.5}}  # the labels of other weights

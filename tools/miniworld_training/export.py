@@ -60,7 +60,7 @@ def _curve(records: list[dict[str, Any]], path: Path) -> None:
 _WHAT = {
     "ip2p": "A miniature InstructPix2Pix for MiniWorld: `StableDiffusionInstructPix2PixPipeline`",
     "img2img": "A miniature SD3 for MiniWorld, edited with image to image: `StableDiffusion3Img2ImgPipeline` without T5 "
-    "(`max_sequence_length=0`), trained on pictures told half by the instruction that led to them and half by their caption",
+    "(`max_sequence_length=0`), trained on the way from noised sources to what an instruction asks for, and on pictures told by their captions",
     "instruct": "A miniature SD3 for MiniWorld with the image as extra channels, as UltraEdit's pipeline "
     "(`StableDiffusion3InstructPix2PixPipeline`, which `isr.editors` has and diffusers has not), without T5 (`max_sequence_length=0`)",
 }
@@ -170,8 +170,11 @@ def _labelled(name: str, thresholds: dict[str, float]) -> str:
         )
     ]
     own = "The one for mismatch (`asked`) is as trained; the one" if thresholds["asked"] == 0 else "The one"
+    half = record["threshold_half"]
+    earlier = half["n"] - half["of_this_set"]
+    also = f" and on {earlier} of an earlier editor's, labelled in the same way" if earlier else ""
     return (
-        f"{own} for degradation was set on one half of {record['items']} edits, each labelled twice. On the other half, where "
+        f"{own} for degradation was set on one half of {record['items']} edits, each labelled twice{also}. On the other half, where "
         f"both labellings agree, the referee agrees with them in {right[0]} and {right[1]} (95 % intervals), over attacked "
         f"and unattacked edits alike; by method: `tests/data/miniworld_labels.json`. Who labelled: {record['labeller']}."
     )
