@@ -228,7 +228,7 @@ def test_a_referee_whose_thresholds_no_labels_set_says_so(tmp_path: Path, monkey
     (tmp_path / "labels.json").write_text(json.dumps(record), "utf-8")
     monkeypatch.setattr(export, "LABELS", tmp_path / "labels.json")
     told = export.referee_card("a", tmp_path)
-    assert "one half of 16 edits, each labelled twice and on 6 of an earlier editor's" in told
+    assert "one half of 16 edits, each labelled twice, and on 6 of earlier editors" in told
     assert "75.0 % (50 to 88) on mismatch" in told
     assert "Who labelled: a rule." in told
     record["thresholds"] = {"a": {"asked": 1.0, "degradation": -2.5}}  # the labels of other weights

@@ -172,7 +172,7 @@ def _labelled(name: str, thresholds: dict[str, float]) -> str:
     own = "The one for mismatch (`asked`) is as trained; the one" if thresholds["asked"] == 0 else "The one"
     half = record["threshold_half"]
     earlier = half["n"] - half["of_this_set"]
-    also = f" and on {earlier} of an earlier editor's, labelled in the same way" if earlier else ""
+    also = f", and on {earlier} of earlier editors, labelled in the same way" if earlier else ""
     return (
         f"{own} for degradation was set on one half of {record['items']} edits, each labelled twice{also}. On the other half, where "
         f"both labellings agree, the referee agrees with them in {right[0]} and {right[1]} (95 % intervals), over attacked "

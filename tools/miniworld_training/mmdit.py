@@ -226,6 +226,7 @@ class _Task:
 
     @torch.no_grad()
     def check(self, models: Mapping[str, nn.Module], rows: Any) -> dict[str, float]:
+        torch.manual_seed(0)  # the same noise at every check; the loop seeds every step anew
         out = {"held_out_loss": float(self.loss(models, rows, np.random.default_rng(0), drop=False))}
         for kind in ("",) if self.instruct else ("", "_from_captions"):
             batch = self.batches.told(rows, captions=bool(kind))
