@@ -6,9 +6,10 @@
 `--sheets` is what tools/miniworld_label_sheets.py wrote, `--referees` a folder with referee-a, referee-b and referee-c.
 Halves are by picture (two image numbers in turn, so that both have both kinds of prompt), so no picture is in both.
 `--earlier` adds the threshold half of sheets that were labelled before, of an earlier editor say, since the best threshold
-on 200 edits is uncertain. Writes `miniworld_labels.csv` (digests and both labels; set 0 is `--sheets`), `miniworld_labels.json` (thresholds and figures, with the thresholds from
-labels and with those in the referees' config.json) and `miniworld_labels.npz` (the labelled pictures of the measuring
-half); with `--set` it also writes the thresholds into the referees' config.json.
+on 200 edits is uncertain. Writes `miniworld_labels.csv` (digests and both labels; set 0 is `--sheets`),
+`miniworld_labels.json` (thresholds and figures, with the thresholds from labels and with those in the referees'
+config.json) and `miniworld_labels.npz` (the labelled pictures of the measuring half); with `--set` it also writes the
+thresholds for degradation into the referees' config.json.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class Labelled:
     """One set of labelled sheets: the key's rows, both labellings and the pictures to judge, in one order.
 
     setting: which rows belong to the half that sets thresholds; two image numbers in turn, so that both halves have both
-    kinds of prompt. chosen: places of the rows in the stored pictures.
+    kinds of prompt. places: of the rows among the stored pictures.
     """
 
     key: list[dict[str, str]]

@@ -168,19 +168,19 @@ def test_label_sheets_and_their_measure(work: Path, tmp_path: Path) -> None:
     assert card["measuring_half"]["all"]["n"] == 8
     assert card["measuring_half"]["all"]["mismatch"]["labellings_agree"]["share"] == 1.0
     both = [*common, "--labels", str(tmp_path / "1.csv"), str(tmp_path / "2.csv")]
-    assert (
-        miniworld_label_measure.main(
-            [*both, "--earlier", *map(str, (tmp_path, tmp_path / "2.csv", tmp_path / "1.csv"))]
-        )
-        == 0
-    )
+    rows = [["item", "mismatch", "degraded"], *([i, i % 2, 1] for i in range(1, 17))]
+    with (tmp_path / "all.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    earlier = ["--earlier", *map(str, (tmp_path, tmp_path / "all.csv", tmp_path / "all.csv"))]
+    assert miniworld_label_measure.main([*both, *(3 * earlier)]) == 0
     more = json.loads((tmp_path / "out" / "miniworld_labels.json").read_text("utf-8"))
-    assert more["threshold_half"] == {"n": 16, "of_this_set": 8}
-    assert more["thresholds"] == card["thresholds"]  # the same labels twice
-    assert more["measuring_half"] == card["measuring_half"]
+    assert more["threshold_half"] == {"n": 32, "of_this_set": 8}
+    for name, found in card["thresholds"].items():  # three sets that call everything degraded outvote one that does not
+        assert more["thresholds"][name]["degradation"] < found["degradation"]
+    assert more["measuring_half"]["all"]["degraded"]["referee_a"]["says"] == 1.0
     with (tmp_path / "out" / "miniworld_labels.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
-    assert [sum(row["set"] == number for row in table) for number in "01"] == [16, 8]
+    assert [sum(row["set"] == number for row in table) for number in "0123"] == [16, 8, 8, 8]
     assert {row["half"] for row in table if row["set"] == "1"} == {"threshold"}
     (tmp_path / "3.csv").write_text("item,mismatch,degraded\n1,0,2\n", "utf-8")
     with pytest.raises(SystemExit, match="not answered with 0 or 1"):

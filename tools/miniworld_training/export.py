@@ -136,8 +136,8 @@ def editor_card(model: Model, folder: Path) -> str:
         *(f"- {name}: " + ", ".join(f"{k} {v}" for k, v in row.items()) for name, row in training.items()), "",
         "`psnr` is in dB, mean over held-out pictures (renders) against the autoencoder's copy. `nearer_target` is the share "
         "of held-out pairs whose edit is nearer the exact target than the source in the latents that should change; "
-        "`relative_error` the median squared error left there, relative to no edit at all. `held_out_loss` is the training loss "
-        "of the same pairs, at the end of the set and never trained on. They are few (64 on a processor), and others where the "
+        "`relative_error` the median squared error left there, relative to no edit at all. `held_out_loss` is the squared error "
+        "of the same pairs, weighted as in training, at the end of the set and never trained on. They are few (64 on a processor), and others where the "
         "number of pairs is another, so that small differences between trainings say little.", "",
         "Success on held-out edits, by family and by referee: `success_*.json` beside this card.", "", _WARNING, "",
     ]  # fmt: skip
