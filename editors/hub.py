@@ -208,7 +208,13 @@ def _present(sub: Path, part: Part, variant: str | None, allow_pickle: bool) -> 
     if not part.weights:
         return sub.is_dir() and next(sub.iterdir(), None) is not None
     kinds = WEIGHTS + (PICKLED if allow_pickle else ())
-    if not any(next(sub.glob(kind), None) for kind in kinds):
+    names = [path.name for kind in kinds for path in sub.glob(kind)]
+
+    def copied(name: str, copy: str) -> bool:
+        return f".{copy}." in name or f".{copy}-" in name
+
+    fitting = [n for n in names if (copied(n, variant) if variant else not any(copied(n, c) for c in COPIES))]
+    if not fitting:
         return False
     for listing in sub.glob(f"*.safetensors.index.{variant}.json" if variant else "*.safetensors.index.json"):
         try:

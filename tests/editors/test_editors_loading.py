@@ -245,6 +245,24 @@ def test_a_half_cached_checkpoint_is_completed(absent: str, tmp_path: Path, monk
     assert locate("owner/name", without, offline=True).folder == half
 
 
+def test_another_variant_in_the_cache_is_not_what_was_asked(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Path(shutil.copytree(made, tmp_path / "half"))
+    for path in [*half.rglob("*.safetensors")]:
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    parts = InstructPix2Pix.PARTS
+    for cached, variant in ((made, "fp16"), (half, None)):
+        monkeypatch.setattr(
+            huggingface_hub, "snapshot_download", Hub(RuntimeError("the network was used"), cached=cached)
+        )
+        with pytest.raises(EditorLoadError, match="offline=True"):
+            locate("owner/name", parts, variant=variant, offline=True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(made, cached=half))
+    assert locate("owner/name", parts, variant="fp16", offline=True).folder == half
+    assert locate("owner/name", parts).folder == made
+
+
 def test_a_listed_part_that_is_absent_is_never_left_out_silently(tmp_path: Path) -> None:
     from isr.editors.mmdit import SD3Img2Img
 
