@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import importlib.util
 import json
@@ -157,7 +158,7 @@ def _from_hub(
 
     wanted: dict[str, Any] = {
         "revision": revision, "cache_dir": cache_dir, "allow_patterns": _patterns(parts, variant, allow_pickle),
-        "ignore_patterns": [f"*.{copy}{mark}*" for copy in COPIES if copy != variant for mark in ".-"],
+        "ignore_patterns": [pattern for copy in COPIES if copy != variant for pattern in _named(copy)],
     }  # fmt: skip
     try:
         cached = Path(huggingface_hub.snapshot_download(name, local_files_only=True, **wanted))
@@ -204,17 +205,18 @@ def _complete(folder: Path, parts: Sequence[Part], variant: str | None, allow_pi
     return all(_present(folder / part.role, part, variant, allow_pickle) for part in wanted)
 
 
+def _named(copy: str) -> list[str]:
+    """Patterns of the weights of a variant, whole and in shards."""
+    return [f"*.{copy}{mark}*" for mark in ".-"]
+
+
 def _present(sub: Path, part: Part, variant: str | None, allow_pickle: bool) -> bool:
     if not part.weights:
         return sub.is_dir() and next(sub.iterdir(), None) is not None
     kinds = WEIGHTS + (PICKLED if allow_pickle else ())
     names = [path.name for kind in kinds for path in sub.glob(kind)]
-
-    def copied(name: str, copy: str) -> bool:
-        return f".{copy}." in name or f".{copy}-" in name
-
-    fitting = [n for n in names if (copied(n, variant) if variant else not any(copied(n, c) for c in COPIES))]
-    if not fitting:
+    marked = {n for copy in ([variant] if variant else COPIES) for p in _named(copy) for n in fnmatch.filter(names, p)}
+    if not (marked if variant else set(names) - marked):
         return False
     for listing in sub.glob(f"*.safetensors.index.{variant}.json" if variant else "*.safetensors.index.json"):
         try:

@@ -18,9 +18,8 @@ from .lock import lock_differences, with_shards
 from .report import Report
 from .schema import CaseRecord
 from .stats.compare import FAMILY, KEY, BeatsEvery, beats_every, compare_methods, mark_best
-from .stats.outcomes import isr_table
+from .stats.outcomes import band, isr_table
 from .stats.paired import PairedDifference, paired_difference
-from .tables import Matrix
 
 if TYPE_CHECKING:
     from .stats.agreement_table import AgreementTable
@@ -114,13 +113,7 @@ def compare(*runs: Run, level: float = 0.95, n_boot: int = 10_000, seed: int = 0
 
 def _cases(report: Report) -> pd.DataFrame:
     """The immunized and noise arms of a run, with the outcomes that the ends of the band count (None: lazy hides them)."""
-    judged = Matrix(
-        report.case_records,
-        [j for j in report.judgement_records if j.judge in report.judges],
-        report.judges,
-        report.policy,
-        lazy=report.lazy,
-    )
+    judged = report.matrix
     table = report.cases.assign(
         strict_outcome=pd.Series(judged.strict_outcomes, dtype=object),
         any_outcome=pd.Series([None] * len(judged.cases) if report.lazy else judged.any_outcomes, dtype=object),
@@ -132,9 +125,11 @@ def _with_bands(rates: pd.DataFrame, cases: pd.DataFrame, by: Sequence[str]) -> 
     """`rates` with band_low and band_high after the bounds; its rows are the groups of `cases` in the same order."""
     low, high = [], []
     for _, group in cases.groupby(list(by), sort=False, dropna=False):
-        low.append(float((group["strict_outcome"] == "success").mean()))
-        lazy = bool(group["any_outcome"].isna().any())
-        high.append(float("nan") if lazy else float((group["any_outcome"] != "failure").mean()))
+        strict, either = group["strict_outcome"], group["any_outcome"]
+        lazy = bool(either.isna().any())
+        ends = (float((strict == "success").mean()), float("nan")) if lazy else band(strict, either)
+        low.append(ends[0])
+        high.append(ends[1])
     out = rates.copy()
     after = list(out.columns).index("bound_high")
     out.insert(after + 1, "band_low", low)

@@ -85,7 +85,8 @@ class Report:
         )
 
     @cached_property
-    def _all(self) -> Matrix:
+    def matrix(self) -> Matrix:
+        """Cases of every arm against the judges that decide, with outcomes under each policy."""
         return Matrix(self.case_records, self._consensus_judgements, self.judges, self.policy, lazy=self.lazy)
 
     @cached_property
@@ -150,7 +151,7 @@ class Report:
     @property
     def outcomes(self) -> list[Outcome]:
         """The consensus on every case of every arm, in case order."""
-        pairs = zip(self._all.cases, self._all.outcomes, strict=True)
+        pairs = zip(self.matrix.cases, self.matrix.outcomes, strict=True)
         return [Outcome(case_id=case.case_id, value=value) for case, value in pairs]
 
     @cached_property
@@ -199,7 +200,7 @@ class Report:
     def cases(self) -> pd.DataFrame:
         """One row per case, all arms, with its outcome."""
         table = case_table(self.case_records)
-        table["outcome"] = self._all.outcomes
+        table["outcome"] = self.matrix.outcomes
         return table
 
     @cached_property
@@ -218,7 +219,7 @@ class Report:
 
         if columns == ("judge",):
             return self.by_judge(level=level)
-        matrix = self._all if "arm" in columns else self._main
+        matrix = self.matrix if "arm" in columns else self._main
         if not columns:
             return pd.DataFrame([matrix.group(range(len(matrix.cases)), level=level).cells()])
         table = case_table(matrix.cases)

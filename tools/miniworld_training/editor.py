@@ -5,7 +5,7 @@ latents (Brooks et al. 2023, InstructPix2Pix; diffusers' StableDiffusionInstruct
 
 The UNet predicts the edited latents themselves (prediction_type "sample") and begins as a copy of its source
 (`copying`): most of an edited picture is the picture, and a small UNet that has to learn copying through its
-normalisations keeps it soft. An empty instruction asks for nothing: its target is the source.
+normalisations keeps it soft. An empty instruction asks for nothing: its target is the source. The loss is a smooth L1.
 """
 
 from __future__ import annotations
