@@ -5,8 +5,9 @@ mini-sd3 edits image to image. It learns pictures from their caption, with σ dr
 own path from a noised source to its target from an instruction: which parts of the two are in a latent at σ follows from
 the strength that the path began at. An instruction alone does not say what a picture shows, its noised source does.
 mini-sd3-instruct also sees the raw encoder mean of the source as extra channels and, as UltraEdit's pipeline does, works on
-latents that are scaled but not shifted. Its loss is the squared error of ẑ = noisy − σ v, the noisy half is drawn more
-often, what is noised has errors to mend, and an empty instruction asks for nothing: its target is the source, as mini-ip2p's.
+latents that are scaled but not shifted. Its loss is the error of ẑ = noisy − σ v, the noisy half is drawn more often,
+what is noised has errors to mend, and an empty instruction asks for nothing: its target is the source, as mini-ip2p's.
+As mini-ip2p, both mostly mend what the sampler itself arrives at.
 
 Both begin with a linear way from their input to the velocity (`copying_flow`): a copy of the source, or of the noisy latents.
 """
@@ -27,7 +28,7 @@ from torch import nn
 from .autoencoder import HELD_OUT, cache_latents, trained_autoencoder
 from .batches import Batch, Batches
 from .copying_flow import carries, copy_the_source_flow, hold_the_gain, keep_the_noisy_flow
-from .editor import chances, changed, imperfect, towards
+from .editor import chances, changed, imperfect, smooth, towards
 from .loop import Plan, fit
 from .models import Model
 from .pairs import Pairs
@@ -55,6 +56,8 @@ _EXTRA = 2.0  # extra weight of changed latents (for instructions)
 _NO_TEXT, _NO_IMAGE = 0.07, 0.05  # shares of the batch without instruction, without picture (instruct)
 _UNSEEN = 0.2  # weight of those without picture: what they should become is a guess
 _EARLY = 0.6  # share of the draws from σ ≥ 0.5 alone, where an edit's layout is decided (instruct)
+_OWN = 0.75  # share of a training batch whose noised latents are the sampler's own, where an edit is asked for
+_LEAST = 0.02  # of σ that a pass of it leaves: the next divides by it
 _UNTOLD = 0.1  # share of the batch without text (image to image)
 
 
@@ -180,11 +183,14 @@ class _Task:
         return embed(models, self.batches.ids[batch.unique], batch.back)
 
     def loss(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, *, drop: bool) -> torch.Tensor:
-        """The weighted squared error of ẑ = noisy − σ v; image to image weights it as the velocity's, for σ not too small."""
+        """The weighted error of ẑ = noisy − σ v, in training a smooth L1 where an edit is asked for, squared in checks."""
         u = rng.random(len(rows)) if drop else np.ones(len(rows))
-        return (self._instructed if self.instruct else self._described)(models, rows, rng, u)
+        return (self._instructed if self.instruct else self._described)(models, rows, rng, u, drop)
 
-    def _described(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any) -> torch.Tensor:
+    def _described(
+        self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any, drop: bool
+    ) -> torch.Tensor:
+        """Image to image: weighted as the velocity's error, for σ not too small."""
         batch = self.batches.draw(rows, rng, no_text=u < _UNTOLD)
         source, target = ((z - self.shift) * self.scale for z in (batch.source, batch.target))
         told, idle = (
@@ -196,12 +202,25 @@ class _Task:
         sigma = torch.where(told, start * share.sqrt(), torch.sigmoid(torch.randn_like(start)))
         clean = torch.where(told, target + source_left(sigma, start) * (source - target), target)
         noisy = (1 - sigma) * imperfect(clean, clean) + sigma * torch.randn_like(clean)
-        got = noisy - sigma * self._velocity(models, batch, sigma, noisy)
+        text = self.embed(models, batch)
+        if drop:
+            own = told.flatten() & (torch.rand(len(u), device=source.device) < _OWN)
+            begun = (1 - start) * source + start * torch.randn_like(source)
+            if own.any():
+                noisy[own], sigma[own] = self.walked(
+                    models, begun[own], start[own], (text[0][own], text[1][own]), passes=int(rng.integers(0, 3))
+                )
+        got = noisy - sigma * self._velocity(models, text, sigma, noisy)
         weight = 1 + _EXTRA * told * changed(source, target, 1.0).float()
         weight = weight / sigma.clamp(min=_STEADY) ** 2
-        return (weight * (got - target) ** 2).mean() / weight.mean()
+        error = (got - target) ** 2
+        if drop:
+            error = torch.where(told, smooth(got, target), error)
+        return (weight * error).mean() / weight.mean()
 
-    def _instructed(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any) -> torch.Tensor:
+    def _instructed(
+        self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any, drop: bool
+    ) -> torch.Tensor:
         batch = self.batches.draw(rows, rng, no_text=u < _NO_TEXT + _NO_IMAGE / 2)
         device = batch.source.device
         idle = torch.from_numpy(u < _NO_TEXT).to(device)[:, None, None, None]
@@ -212,16 +231,41 @@ class _Task:
         sigma, early = (torch.rand(len(u), 1, 1, 1, device=device) for _ in range(2))
         sigma = torch.where(early < _EARLY, 0.5 + 0.5 * sigma, sigma)
         noisy = (1 - sigma) * imperfect(target, source) + sigma * torch.randn_like(target)
-        got = noisy - sigma * self._velocity(models, batch, sigma, noisy, torch.where(blind, 0.0, 1.0) * batch.source)
-        return (weight * (got - target) ** 2).mean() / weight.mean()
+        cond, text = torch.where(blind, 0.0, 1.0) * batch.source, self.embed(models, batch)
+        if drop:
+            own = torch.rand(len(u), device=device) < _OWN
+            if own.any():
+                told, begun = (text[0][own], text[1][own]), torch.randn_like(cond[own])
+                noisy[own], sigma[own] = self.walked(
+                    models, begun, torch.ones_like(sigma[own]), told, cond[own], passes=int(rng.integers(0, 3))
+                )
+        got = noisy - sigma * self._velocity(models, text, sigma, noisy, cond)
+        error = smooth(got, target) if drop else (got - target) ** 2
+        return (weight * error).mean() / weight.mean()
+
+    @torch.no_grad()
+    def walked(
+        self,
+        models: Mapping[str, nn.Module],
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        text: Text,
+        *cond: torch.Tensor,
+        passes: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the sampler, begun with x at σ, stands after some passes (latents and σ): with errors of the net itself."""
+        for _ in range(passes):
+            y = x - sigma * self._velocity(models, text, sigma, x, *cond)
+            end = sigma * torch.rand_like(sigma).clamp(min=_LEAST)
+            x, sigma = y + end / sigma * (x - y), end
+        return x, sigma
 
     def _velocity(
-        self, models: Mapping[str, nn.Module], batch: Batch, sigma: torch.Tensor, *seen: torch.Tensor
+        self, models: Mapping[str, nn.Module], text: Text, sigma: torch.Tensor, *seen: torch.Tensor
     ) -> torch.Tensor:
         """float32 (B, C, h, w); sigma: (B, 1, 1, 1); seen: the transformer's inputs."""
-        hidden, pooled = self.embed(models, batch)
         with torch.autocast("cuda", torch.bfloat16, enabled=sigma.is_cuda):
-            got: torch.Tensor = models["transformer"](torch.cat(seen, 1), hidden, pooled, 1000 * sigma.flatten()).sample
+            got: torch.Tensor = models["transformer"](torch.cat(seen, 1), *text, 1000 * sigma.flatten()).sample
         return got.float()
 
     @torch.no_grad()
