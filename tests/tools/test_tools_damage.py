@@ -98,3 +98,13 @@ def test_what_stands_at_a_place_of_its_own_choice() -> None:
     assert {n for n, free in zip(names, placed_freely(names), strict=True) if free} == {
         "landscape/balloon/add", "landscape/house/add", "landscape/mountain/add", "landscape/trees/add",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("sigma", [1.0, 2.5])
+def test_blurring_is_a_gaussian_filter_reflected_at_the_border(sigma: float) -> None:
+    from miniworld_training.damage import _blur
+    from scipy.ndimage import gaussian_filter
+
+    x = np.random.default_rng(0).normal(size=(2, 3, 64, 64))
+    want = gaussian_filter(x, sigma, mode="mirror", radius=int(3 * sigma + 0.5), axes=(2, 3))
+    assert np.allclose(_blur(torch.from_numpy(x), sigma).numpy(), want, atol=1e-6)
