@@ -281,7 +281,7 @@ def test_the_figures_on_the_labelled_edits_are_reproduced(name: str) -> None:
     scores = [row["degradation"] for row in judge.scores(cases)]
     bad = [score for score, both in zip(scores, labels, strict=True) if both == ("1", "1")]
     fine = [score for score, both in zip(scores, labels, strict=True) if both == ("0", "0")]
-    assert (len(bad), len(fine)) == (62, 106)
+    assert (len(bad), len(fine)) == (59, 121)
     # area under the ROC curve: how often a degraded edit scores above one that is not; docs/miniworld.md states it
     area = np.mean(np.array(bad)[:, None] > np.array(fine)[None, :])
     assert f"{area:.2f} ({name})" in (Path(__file__).resolve().parents[2] / "docs" / "miniworld.md").read_text("utf-8")

@@ -16,13 +16,19 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from isr.data.miniworld import EDITS
 from isr.metrics.pairs import luminance
 from isr.transforms.pixel import gaussian_kernel
 
 __all__ = ["MEASURES", "Measure", "placed_freely", "severity"]
 
-#: What appears at a place of its own choice: the target shows only one of many right answers.
-_FREE = frozenset({f"landscape/{name}/add" for name in ("house", "trees", "balloon", "mountain")})
+#: What appears at a place of its own choice, and what one thing hid and its successor may not: the target shows only one of many
+#: right answers.
+_FREE = (
+    {f"landscape/{name}/add" for name in ("house", "trees", "balloon", "mountain")}
+    | {"landscape/time/night"}  # its stars
+    | {name for name, edit in EDITS.items() if edit.family == "reshape"}  # what lies behind
+)
 
 
 @dataclass(frozen=True)
