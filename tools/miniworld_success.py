@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--captions", action="store_true", help="tell the editor the caption of the target (mini-sd3)")
     parser.add_argument("--suffix", default="", help="of the result's file name")
     parser.add_argument("--split", default="test")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the pictures: another one gives pictures that nobody has looked at"
+    )
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--prompts", type=int, default=2, help="prompts per picture, the original one first")
     parser.add_argument("--referees", default="ab")
@@ -49,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     editor: Any = load_editor(options.editor, source=str(options.weights / options.editor), device="cpu", batch_size=16)
-    world = miniworld(options.images, options.split, style=options.style)
+    world = miniworld(options.images, options.split, options.seed, style=options.style)
     todo = [(item, k) for item in world for k in range(options.prompts)]
     captions = options.captions
     edits: list[Image.Image] = editor.edit(
@@ -73,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     result: dict[str, Any] = {
         "split": options.split,
+        "picture_seed": options.seed,
         "images": options.images,
         "edits": len(todo),
         "style": options.style,

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 
 def _autoencoder(*, ends: bool) -> Any:
-    torch.manual_seed(0)
+    torch.manual_seed(int(ends))
     return diffusers.AutoencoderKL(
         block_out_channels=(8, 16),
         norm_num_groups=4,

@@ -20,10 +20,10 @@ from isr.data.miniworld import EDITS
 from isr.metrics.pairs import luminance
 from isr.transforms.pixel import gaussian_kernel
 
-__all__ = ["MEASURES", "Measure", "placed_freely", "severity"]
+__all__ = ["MEASURES", "Measure", "many_answers", "severity"]
 
-#: What appears at a place of its own choice, and what one thing hid and its successor may not: the target shows only one of many
-#: right answers.
+#: The target shows only one of many right answers: what appears at a place of its own choice, and forms whose successors uncover
+#: what they hid. (Removals uncover something too, but mostly sky and ground.)
 _FREE = (
     {f"landscape/{name}/add" for name in ("house", "trees", "balloon", "mountain")}
     | {"landscape/time/night"}  # its stars
@@ -44,7 +44,7 @@ class Measure:
 MEASURES = {"a": Measure(2.5, 0.1), "b": Measure(1.0, 0.05, gray=True), "c": Measure(1.5, 0.05)}
 
 
-def placed_freely(edits: Sequence[str]) -> npt.NDArray[np.bool_]:
+def many_answers(edits: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Which of the edits have more than one right picture, so that no distance to one of them says anything."""
     return np.array([name in _FREE for name in edits])
 

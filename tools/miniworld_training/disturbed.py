@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from isr.data.miniworld import EDITS
 
-from .damage import placed_freely
+from .damage import many_answers
 from .models import MODELS
 from .pairs import Pairs
 from .trained import Trained
@@ -108,6 +108,6 @@ def draw_edits(
                 found["source"].append(data.pictures[part, 0])
                 found["target"].append(data.pictures[part, 1])
             found["strength"].append(strength)
-            found["graded"].append(~placed_freely([data.edits[k] for k in rows]))
+            found["graded"].append(~many_answers([data.edits[k] for k in rows]))
         order = np.random.default_rng(place).permutation(sum(map(len, found["strength"])))
         np.savez_compressed(work / "edits" / f"{name}.npz", **{k: np.concatenate(v)[order] for k, v in found.items()})

@@ -6,8 +6,8 @@ latents (Brooks et al. 2023, InstructPix2Pix; diffusers' StableDiffusionInstruct
 The UNet predicts the edited latents themselves (prediction_type "sample") and begins as a copy of its source
 (`copying`): most of an edited picture is the picture, and a small UNet that has to learn copying through its
 normalisations keeps it soft. An empty instruction asks for nothing: its target is the source. The loss is a smooth L1.
-Most of what it learns to mend are its own predictions on the sampler's way from noise alone: real errors, where the noised
-target would show it the answer, and every step of an edit makes it sharper.
+Half of what it learns from are its own predictions on the sampler's way, and a quarter that way's beginning, noise alone: errors as
+they really are, where a noised target would show it the answer.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ _OFTEN = {
     "headwear": 1.5,
     "beard": 1.5,
 }
-_OWN = 0.75  # share of a training batch whose noised latents are the net's own prediction, which is to be mended
-_EARLY = 0.6  # share of the draws from the noisier half of the steps, where an edit's layout is decided
+_OWN = 0.75  # share of a training batch that stands on the sampler's own way: at its start, or after a pass or two
+_EARLY = 0.6  # share of the other draws from the noisier half of the steps, where an edit's layout is decided
 
 
 def build_unet(

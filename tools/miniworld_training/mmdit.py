@@ -7,7 +7,7 @@ the strength that the path began at. An instruction alone does not say what a pi
 mini-sd3-instruct also sees the raw encoder mean of the source as extra channels and, as UltraEdit's pipeline does, works on
 latents that are scaled but not shifted. Its loss is the error of ẑ = noisy − σ v, the noisy half is drawn more often,
 what is noised has errors to mend, and an empty instruction asks for nothing: its target is the source, as mini-ip2p's.
-As mini-ip2p, both mostly mend what the sampler itself arrives at.
+As mini-ip2p, both also learn to mend what the sampler itself arrives at.
 
 Both begin with a linear way from their input to the velocity (`copying_flow`): a copy of the source, or of the noisy latents.
 """
@@ -55,8 +55,8 @@ _STEADY = 0.3  # σ below which the error of the velocity counts no more than th
 _EXTRA = 2.0  # extra weight of changed latents (for instructions)
 _NO_TEXT, _NO_IMAGE = 0.07, 0.05  # shares of the batch without instruction, without picture (instruct)
 _UNSEEN = 0.2  # weight of those without picture: what they should become is a guess
-_EARLY = 0.6  # share of the draws from σ ≥ 0.5 alone, where an edit's layout is decided (instruct)
-_OWN = 0.75  # share of a training batch whose noised latents are the sampler's own, where an edit is asked for
+_OWN = 0.75  # share of the edits of a training batch that stand on the sampler's own way: at its start, or after a pass or two
+_EARLY = 0.6  # share of the other draws from σ ≥ 0.5 alone, where an edit's layout is decided (instruct)
 _LEAST = 0.02  # of σ that a pass of it leaves: the next divides by it
 _UNTOLD = 0.1  # share of the batch without text (image to image)
 
@@ -190,7 +190,7 @@ class _Task:
     def _described(
         self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any, drop: bool
     ) -> torch.Tensor:
-        """Image to image: weighted as the velocity's error, for σ not too small."""
+        """Image to image: the error of ẑ counts as the velocity's, for σ not too small."""
         batch = self.batches.draw(rows, rng, no_text=u < _UNTOLD)
         source, target = ((z - self.shift) * self.scale for z in (batch.source, batch.target))
         told, idle = (
@@ -212,10 +212,10 @@ class _Task:
                 )
         got = noisy - sigma * self._velocity(models, text, sigma, noisy)
         weight = 1 + _EXTRA * told * changed(source, target, 1.0).float()
-        weight = weight / sigma.clamp(min=_STEADY) ** 2
-        error = (got - target) ** 2
-        if drop:
-            error = torch.where(told, smooth(got, target), error)
+        steady = sigma.clamp(min=_STEADY)
+        error = (got - target) ** 2 / steady**2
+        if drop:  # an absolute error of ẑ is the velocity's once divided by σ
+            error = torch.where(told, smooth(got, target) / steady, error)
         return (weight * error).mean() / weight.mean()
 
     def _instructed(
