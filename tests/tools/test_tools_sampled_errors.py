@@ -27,6 +27,7 @@ class _Wrong:
 def test_walked_unet_is_ddim() -> None:
     from miniworld_training.editor import _Task, build_scheduler
 
+    torch.manual_seed(0)
     scheduler = build_scheduler()
     batches: Any = SimpleNamespace(device=torch.device("cpu"))
     task, source, text = _Task(batches, 1.0), torch.randn(3, 8, 4, 4), torch.randn(3, 1, 4)
@@ -39,9 +40,8 @@ def test_walked_unet_is_ddim() -> None:
         for _ in range(passes):
             later = (steps * torch.rand(3)).long()
             for i in range(3):
-                scheduler.num_inference_steps = Fraction(
-                    1000, int(steps[i] - later[i])
-                )  # a step goes 1000 // this down
+                # a step of the scheduler goes down by 1000 // this
+                scheduler.num_inference_steps = Fraction(1000, int(steps[i] - later[i]))
                 now, one = want[i : i + 1], slice(i, i + 1)
                 y = _Wrong()(torch.cat([now, source[one]], 1), steps[one], text[one]).sample
                 want[one] = scheduler.step(y, int(steps[i]), now).prev_sample
@@ -60,6 +60,7 @@ def test_walked_flow_is_euler() -> None:
 
     vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=1.0, shift_factor=0.0))
     task = _Task(SimpleNamespace(), vae, instruct=True)  # type: ignore[arg-type]
+    torch.manual_seed(0)
     models: Any = {"transformer": Transformer()}
     text: Any = (torch.randn(1, 1, 4), torch.randn(1, 4))
     begun, cond, start = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4), torch.full((1, 1, 1, 1), 0.7)

@@ -24,7 +24,7 @@ __all__ = ["MEASURES", "Measure", "many_answers", "severity"]
 
 #: The target shows only one of many right answers: what appears at a place of its own choice, and forms whose successors uncover
 #: what they hid. (Removals uncover something too, but mostly sky and ground.)
-_FREE = (
+_FREE = frozenset(
     {f"landscape/{name}/add" for name in ("house", "trees", "balloon", "mountain")}
     | {"landscape/time/night"}  # its stars
     | {name for name, edit in EDITS.items() if edit.family == "reshape"}  # what lies behind

@@ -57,7 +57,7 @@ _SMALL = 0.1  # error of a latent, in scaled units, from which the loss grows li
 _NO_TEXT, _NO_IMAGE = 0.07, 0.05  # shares of the batch without instruction, without picture
 _UNSEEN = 0.2  # weight of those without picture: what they should become is a guess
 _ERROR, _LEFT = 0.2, 0.3  # up to: standard deviation of errors in what is noised, share of the edit not yet made there
-#: How often pairs of a family are drawn beside the others: what is learnt last more often, what is learnt first less.
+#: How often pairs of a family are drawn beside the others: what is learnt last more often.
 _OFTEN = {
     "hair": 4.0,
     "time": 4.0,
@@ -181,7 +181,15 @@ class _Task:
     def walked(
         self, unet: nn.Module, source: torch.Tensor, text: torch.Tensor, *, passes: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the sampler stands after some passes from noise alone (noised latents and steps): with errors of the net itself."""
+        """Where the sampler stands after some passes from noise alone: with errors of the net itself.
+
+        Args:
+            source: raw encoder means (B, C, h, w). text: (B, tokens, width). passes: of the net, 0 or more.
+
+        Returns:
+            Scaled noised latents (B, C, h, w) and their timesteps (B,), 0 to 999: each picture at one of its own, which is why
+            this is not the scheduler's step.
+        """
         t = (900 + 100 * torch.rand(len(source), device=source.device)).long()
         x = torch.randn_like(source)
         for _ in range(passes):

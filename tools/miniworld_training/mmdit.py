@@ -57,7 +57,7 @@ _NO_TEXT, _NO_IMAGE = 0.07, 0.05  # shares of the batch without instruction, wit
 _UNSEEN = 0.2  # weight of those without picture: what they should become is a guess
 _OWN = 0.75  # share of the edits of a training batch that stand on the sampler's own way: at its start, or after a pass or two
 _EARLY = 0.6  # share of the other draws from σ ≥ 0.5 alone, where an edit's layout is decided (instruct)
-_LEAST = 0.02  # of σ that a pass of it leaves: the next divides by it
+_LEAST = 0.02  # share of σ that a pass leaves at least: the next pass divides by σ
 _UNTOLD = 0.1  # share of the batch without text (image to image)
 
 
@@ -253,7 +253,15 @@ class _Task:
         *cond: torch.Tensor,
         passes: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the sampler, begun with x at σ, stands after some passes (latents and σ): with errors of the net itself."""
+        """Where the sampler, begun with `x` at `sigma`, stands after some passes: with errors of the net itself.
+
+        Args:
+            x: scaled latents (B, C, h, w). sigma: (B, 1, 1, 1), above 0 and at most 1. cond: raw encoder means (B, C, h, w),
+                for an instructed transformer. passes: of the net, 0 or more.
+
+        Returns:
+            Latents and σ, shaped as they came: each picture at a σ of its own, which is why this is not `euler`.
+        """
         for _ in range(passes):
             y = x - sigma * self._velocity(models, text, sigma, x, *cond)
             end = sigma * torch.rand_like(sigma).clamp(min=_LEAST)
