@@ -73,6 +73,14 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write(made, tmp_path_factory.mktemp("page") / "report.html", budget=400_000).as_uri()
 
 
+def expect(found: Any) -> Any:
+    """Playwright's own waiting: a script that polls would need `eval`, which the pages' content security policy forbids."""
+    from playwright.sync_api import expect as waiting
+
+    waiting.set_options(timeout=30_000)
+    return waiting(found)
+
+
 def count(page: Any) -> str:
     text: str = page.text_content("[data-pager] .where")
     return text
@@ -81,11 +89,11 @@ def count(page: Any) -> str:
 def seen(page: Any) -> None:
     """The first picture is really there."""
     page.locator(".case img").first.scroll_into_view_if_needed()
-    page.wait_for_function("() => document.querySelector('.case img').naturalWidth === 12")
+    expect(page.locator(".case img").first).to_have_js_property("naturalWidth", 12)
 
 
 def filtered(page: Any, expected: str) -> None:
-    page.wait_for_function("t => document.querySelector('[data-pager] .where').textContent.includes(t)", arg=expected)
+    expect(page.locator("[data-pager] .where").first).to_contain_text(expected)
 
 
 def test_thousands_of_cases_open_filter_and_turn(watched: Watched, address: str) -> None:
@@ -107,7 +115,7 @@ def test_thousands_of_cases_open_filter_and_turn(watched: Watched, address: str)
     page.select_option("[name=answer]", "no_verdict")  # i % 6 == 1: 334
     filtered(page, "of 334 (of")
     page.fill("[name=text]", "MAKE IT 3")
-    page.wait_for_function("() => !document.querySelector('[data-pager] .where').textContent.includes('of 334')")
+    expect(page.locator("[data-pager] .where").first).not_to_contain_text("of 334")
     assert all("make it 3" in text for text in page.locator(".case .prompt").all_text_contents())
     page.click("#filters [type=reset]")
     filtered(page, f"1–24 of {CASES}")
@@ -162,7 +170,7 @@ def test_keyboard_reaches_every_case_and_the_viewer(watched: Watched, address: s
     assert page.evaluate("document.activeElement.dataset.place") == "23"
     key = page.locator(".case").nth(3).get_attribute("id")
     page.goto(address + "#" + key)
-    page.wait_for_function("id => document.activeElement.id === id", arg=key)
+    expect(page.locator(f"[id='{key}']")).to_be_focused()
     assert watched.complaints == []
 
 
@@ -250,12 +258,12 @@ def test_review_saves_what_the_person_says(watched: Watched, tmp_path: Path) -> 
                 page.keyboard.press(key)
             page.fill("[name=note]", EVIL)
             page.click("[type=submit]")
-            page.wait_for_function("document.getElementById('count').textContent === '1 of 4 answered'")
+            expect(page.locator("#count")).to_have_text("1 of 4 answered")
             for _ in range(3):
                 before = page.text_content("#count")
                 for key in ("n", "n", "c", "Enter"):
                     page.keyboard.press(key)
-                page.wait_for_function("t => document.getElementById('count').textContent !== t", arg=before)
+                expect(page.locator("#count")).not_to_have_text(before)
             page.wait_for_selector("#done:visible")
             page.click("#back")
             assert page.locator("[name=q-semantic_mismatch]").first.is_checked()
