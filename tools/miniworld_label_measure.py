@@ -10,13 +10,18 @@ on 200 edits is uncertain. Writes `miniworld_labels.csv` (digests and both label
 `miniworld_labels.json` (thresholds and figures, with the thresholds from labels and with those in the referees'
 config.json) and `miniworld_labels.npz` (the labelled pictures of the measuring half); with `--set` it also writes the
 thresholds for degradation into the referees' config.json.
+
+`--held NAME` shows whether the referees, as they are, hold on the edits of another editor: nothing is set, every item is
+measured, and the files are called `miniworld_labels_NAME`.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +32,7 @@ import numpy.typing as npt
 from isr.judges.referee import REFEREES, RefereeJudge
 from PIL import Image
 
+from isr.bench.misleading import auc
 from isr.stats.agreement import cohen_kappa, gwet_ac1, percent_agreement
 from isr.stats.intervals import clustered_wilson
 
@@ -178,12 +184,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="store_true", help="write the degradation thresholds into the referees' config.json"
     )
+    parser.add_argument("--held", metavar="NAME", help="set nothing; measure every item, and name the files after NAME")
     options = parser.parse_args(arguments)
+    if options.held is not None:
+        if options.earlier or options.set:
+            raise SystemExit("--held sets no thresholds: leave out --earlier and --set")
+        if not re.fullmatch(r"[\w.-]+", options.held):
+            raise SystemExit(f"--held: expected a name for the files, got {options.held!r}")
+        return _measure_held(options)
     main_set = Labelled.read(options.sheets, options.labels)
     sets = [main_set, *(Labelled.read(sheets, labels) for sheets, *labels in options.earlier)]
     thresholds: dict[str, dict[str, float]] = {}
     verdicts: dict[str, dict[str, Bools]] = {}
     shipped: dict[str, dict[str, Bools]] = {}
+    scored: dict[str, npt.NDArray[np.float64]] = {}
     for name in REFEREES:
         folder = options.referees / f"referee-{name}"
         if not folder.is_dir():
@@ -202,11 +216,9 @@ def main(arguments: list[str] | None = None) -> int:
             config["thresholds"]["degradation"] = round(thresholds[name]["degradation"], 4)
             (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
         count = len(main_set.key)
-        for answers, used in ((verdicts, thresholds[name]), (shipped, config["thresholds"])):
-            answers[name] = {
-                "mismatch": ~((asked >= used["asked"]) & kept)[:count],
-                "degraded": (degraded >= used["degradation"])[:count],
-            }
+        own = (asked[:count], degraded[:count], kept[:count])
+        verdicts[name], shipped[name] = _answers(own, thresholds[name]), _answers(own, config["thresholds"])
+        scored[name] = own[1]
     key, setting = main_set.key, main_set.setting
     card = {
         "labeller": options.labeller,
@@ -216,26 +228,90 @@ def main(arguments: list[str] | None = None) -> int:
         "unattacked_ok_by_labels": _unattacked(main_set),
         "measuring_half": measure(key, main_set.labels, verdicts, ~setting),
         "measuring_half_at_the_referees_own_thresholds": measure(key, main_set.labels, shipped, ~setting),
+        "measuring_half_by_editor": _by_editor(main_set, verdicts, scored, ~setting),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "miniworld_labels.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    with (options.out / "miniworld_labels.csv").open("w", encoding="utf-8", newline="") as file:
+    _write(options.out / "miniworld_labels", card, sets, stored=~setting)
+    print(json.dumps(card["measuring_half"]["all"], indent=1))
+    return 0
+
+
+def _measure_held(options: argparse.Namespace) -> int:
+    held, verdicts = Labelled.read(options.sheets, options.labels), dict[str, dict[str, Bools]]()
+    scored: dict[str, npt.NDArray[np.float64]] = {}
+    for name in REFEREES:
+        folder = options.referees / f"referee-{name}"
+        if not folder.is_dir():
+            continue
+        scores = _scores(RefereeJudge(name, folder=folder), held.cases)
+        verdicts[name] = _answers(scores, json.loads((folder / "config.json").read_text("utf-8"))["thresholds"])
+        scored[name] = scores[1]
+    everything = np.ones(len(held.key), bool)
+    found = measure(held.key, held.labels, verdicts, everything)
+    card = {
+        "labeller": options.labeller,
+        "items": len(held.key),
+        "unattacked_ok_by_labels": _unattacked(held),
+        "at_the_referees_own_thresholds": found,
+        "degradation_roc_area_where_labellings_agree": _areas(held, scored, everything),
+        "by_editor": _by_editor(held, verdicts, scored, everything),
+    }
+    path = options.out / f"miniworld_labels_{options.held}"
+    _write(path, card, [dataclasses.replace(held, setting=~everything)], stored=everything)
+    print(json.dumps(found["all"], indent=1))
+    return 0
+
+
+def _areas(labelled: Labelled, scores: Mapping[str, npt.NDArray[np.float64]], rows: Bools) -> dict[str, float | None]:
+    """Of each referee, the area under the ROC curve for degradation, on those `rows` where the labellings agree."""
+    first, second = (lab["degraded"] for lab in labelled.labels)
+    agreed = rows & (first == second)
+    return {name: auc(found[agreed], first[agreed]) for name, found in scores.items()}
+
+
+def _by_editor(
+    labelled: Labelled,
+    verdicts: Mapping[str, Mapping[str, Bools]],
+    scores: Mapping[str, npt.NDArray[np.float64]],
+    rows: Bools,
+) -> dict[str, Any]:
+    """The same figures, with the ROC areas, for the edits of each editor among `rows`."""
+    editors = np.array([row["editor"] for row in labelled.key])
+    out: dict[str, Any] = {}
+    for name in sorted(set(editors[rows])):
+        own = rows & (editors == name)
+        out[str(name)] = {
+            "degradation_roc_area_where_labellings_agree": _areas(labelled, scores, own),
+            **measure(labelled.key, labelled.labels, verdicts, own),
+        }
+    return out
+
+
+def _answers(scores: tuple[npt.NDArray[Any], ...], thresholds: Mapping[str, float]) -> dict[str, Bools]:
+    """What a referee answers by these thresholds; scores: of `_scores`."""
+    asked, degraded, kept = scores
+    return {
+        "mismatch": ~((asked >= thresholds["asked"]) & kept),
+        "degraded": degraded >= thresholds["degradation"],
+    }
+
+
+def _write(path: Path, card: Mapping[str, Any], sets: Sequence[Labelled], *, stored: Bools) -> None:
+    """`path`.json: the card; .csv: both labels of each item (of sets after the first: of their threshold half); .npz: the
+    edited pictures of the first set's items where `stored`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(path.name + ".json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    with path.with_name(path.name + ".csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["set", *key[0], "half", "mismatch_1", "degraded_1", "mismatch_2", "degraded_2"])
+        table.writerow(["set", *sets[0].key[0], "half", "mismatch_1", "degraded_1", "mismatch_2", "degraded_2"])
         for number, part in enumerate(sets):
             for i, row in enumerate(part.key):
                 if number and not part.setting[i]:
                     continue
                 given = [int(lab[c][i]) for lab in part.labels for c in CRITERIA]
                 table.writerow([number, *row.values(), "threshold" if part.setting[i] else "measure", *given])
-    chosen = np.array(main_set.places)[~setting]
-    np.savez_compressed(
-        options.out / "miniworld_labels.npz",
-        item=main_set.stored["item"][chosen],
-        edited=main_set.stored["edited"][chosen],
-    )
-    print(json.dumps(card["measuring_half"]["all"], indent=1))
-    return 0
+    chosen = np.array(sets[0].places)[stored]
+    pictures = {name: sets[0].stored[name][chosen] for name in ("item", "edited")}
+    np.savez_compressed(path.with_name(path.name + ".npz"), **pictures)
 
 
 def _scores(judge: RefereeJudge, cases: Sequence[Any]) -> tuple[npt.NDArray[Any], ...]:

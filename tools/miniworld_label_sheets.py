@@ -2,6 +2,9 @@
 and after SIFM; shuffled, method hidden, on numbered contact sheets.
 
     python tools/miniworld_label_sheets.py --editor mini-ip2p --per-method 100 --out FOLDER
+    python tools/miniworld_label_sheets.py --editor mini-ip2p mini-hq --style plain canvas --per-method 25 --out FOLDER
+
+Edits of several editors are mixed on the sheets, so that whoever labels is as strict with one as with the other.
 
 Writes `sheets/sheet_01.png` … (original | edit, enlarged four times, the prompt under them), `form.csv` to fill in,
 `questions.md` with the wording of both questions, and apart from these `hidden/key.csv` and `hidden/pictures.npz`,
@@ -136,20 +139,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="working folder outside the repository")
     parser.add_argument("--per-method", type=int, nargs="+", default=[100], help="one number, or one per editor")
-    parser.add_argument("--style", default="plain")
+    parser.add_argument("--style", nargs="+", default=["plain"], help="one style of pictures, or one per editor")
     parser.add_argument("--attack-steps", type=int, default=100)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    counts = options.per_method * len(options.editor) if len(options.per_method) == 1 else options.per_method
+    counts, styles = (
+        given * len(options.editor) if len(given) == 1 else given for given in (options.per_method, options.style)
+    )
+    if not len(counts) == len(styles) == len(options.editor):
+        raise SystemExit(
+            f"--per-method, --style: expected one value, or one for each of the {len(options.editor)} editors"
+        )
     rows: list[dict[str, Any]] = []
-    for place, count in zip(options.editor, counts, strict=True):
+    for place, count, style in zip(options.editor, counts, styles, strict=True):
         name, _, folder = place.partition("=")
         source = {"source": folder} if folder else {}
         editor: Any = load_editor(name, device=options.device, batch_size=50, **source)
-        rows += make_edits(
-            editor, per_method=count, attack_steps=options.attack_steps, seed=options.seed, style=options.style
-        )
+        rows += make_edits(editor, per_method=count, attack_steps=options.attack_steps, seed=options.seed, style=style)
     write(rows, options.out, options.seed)
     return 0
 

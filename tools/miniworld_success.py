@@ -2,8 +2,8 @@
 
     python tools/miniworld_success.py --weights packages/miniworld/isr_miniworld/weights --split test --images 60
 
-Writes `success_<split>.json` beside the editor's card and, with `--grid FILE`, a picture of the first edits
-(original | exact target | edit).
+Writes `success_<split>.json` beside the editor's card (each referee's shares, `ok_by_a_and_b`, which the aims are about, and
+`ok_by_all_named_referees`) and, with `--grid FILE`, a picture of the first edits (original | exact target | edit).
 """
 
 from __future__ import annotations
@@ -89,7 +89,12 @@ def main(arguments: list[str] | None = None) -> int:
         result[f"referee_{r}"] = {
             "no_mismatch": row([not v.semantic_mismatch for v in given]),
             "no_degradation": row([not v.degradation for v in given]),
+            "ok": row([not v.defeated for v in given]),
         }
+    if {"a", "b"} <= set(verdicts):  # c has no say in what is decided
+        result["ok_by_a_and_b"] = row(
+            [not (a.defeated or b.defeated) for a, b in zip(verdicts["a"], verdicts["b"], strict=True)]
+        )
     result["ok_by_all_named_referees"] = row(
         [not any(given[i].defeated for given in verdicts.values()) for i in range(len(todo))]
     )

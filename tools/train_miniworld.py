@@ -67,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--start",
         type=Path,
         default=None,
-        help="autoencoder, editor: begin from this saved autoencoder or pipeline (saves time only)",
+        help="autoencoder, editor: begin from this saved autoencoder or pipeline (saves time only); of mini-ip2p's pipeline an SD3 "
+        "editor takes the text encoder",
     )
     parser.add_argument("--edit-steps", type=int, default=20, help="disturbed: denoising steps of an edit")
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -302,6 +303,41 @@ def test_a_start_that_has_the_way_is_kept_as_it_was_trained(saved: Any, tokenize
     for name, part in trained.items():
         for key, value in part.state_dict().items():
             assert torch.equal(models[name].state_dict()[key], value.half().float()), (name, key)
+
+
+def test_a_start_without_a_transformer_lends_its_text_encoder_to_both(tokenizer: Any, tmp_path: Path) -> None:
+    """As mini-ip2p's folder does; its tokens may have other numbers."""
+    from miniworld_training.mmdit import begin
+    from miniworld_training.words import build_text_encoder
+
+    torch.manual_seed(5)
+    lender = build_text_encoder(tokenizer, width=64)
+    lender.save_pretrained(tmp_path / "text_encoder")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    record = json.loads(path.read_text("utf-8"))
+    numbers: dict[str, int] = record["model"]["vocab"]
+    first, second = sorted(numbers)[:2]
+    numbers[first], numbers[second] = numbers[second], numbers[first]
+    path.write_text(json.dumps(record), "utf-8")
+    models = _models(tokenizer, heads=2)
+    projections = [models[name].text_projection.weight.clone() for name in ("text_encoder", "text_encoder_2")]
+    assert begin(models, SCALE, 0.0, start=tmp_path, tokenizer=tokenizer) == 2 * len(lender.state_dict())
+    for name, kept in zip(("text_encoder", "text_encoder_2"), projections, strict=True):
+        assert torch.equal(models[name].text_projection.weight, kept)
+    with pytest.raises(SystemExit, match="--start: expected the folder of a saved pipeline"):
+        begin(models, SCALE, 0.0, start=tmp_path / "nowhere", tokenizer=tokenizer)
+    ours = tokenizer.get_vocab()
+    for name in ("text_encoder", "text_encoder_2"):
+        rows = models[name].get_input_embeddings().weight
+        for token, row in ours.items():
+            assert torch.equal(rows[row], lender.get_input_embeddings().weight[numbers[token]]), token
+        inner = [k for k in models[name].state_dict() if "layers." in k]
+        assert len(inner) == sum("layers." in k for k in lender.state_dict())
+        for key in inner:
+            assert torch.equal(models[name].state_dict()[key], lender.state_dict()[key.removeprefix("text_model.")]), (
+                key
+            )
 
 
 @pytest.mark.parametrize("kind", ["without", "image to image", "more blocks", "fewer blocks"])

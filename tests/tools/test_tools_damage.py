@@ -92,7 +92,7 @@ def test_the_term_is_that_of_ssim() -> None:
 
 
 def test_edits_with_many_right_answers() -> None:
-    from miniworld_training.damage import many_answers
+    from miniworld_training.answers import many_answers
 
     names = sorted(EDITS)
     shapes = {n for n in names if n.startswith("artwork/reshape/")}

@@ -57,3 +57,14 @@ def test_batches_tell_instructions_from_captions_and_empty_texts() -> None:
         seen |= set(batch.instructed[1:].tolist())
         assert not batch.instructed[0]
     assert seen == {True, False}
+
+
+def test_image_to_image_begins_where_the_shift_of_small_latents_puts_it() -> None:
+    from miniworld_training.mmdit import build_scheduler
+
+    # diffusers keeps the last 12 of 20 steps at strength 0.6: the first at t = 0.6 (of 1, in steps of 1/20), which a shift s
+    # takes to s t / (1 + (s − 1) t); s = 3/8: 0.225 / 0.625 = 0.36; s = 1.5: 0.9 / 1.3 = 0.692
+    for instruct, begin in ((False, 0.36), (True, 0.692)):
+        scheduler = build_scheduler(instruct=instruct)
+        scheduler.set_timesteps(20)
+        assert float(scheduler.sigmas[8]) == pytest.approx(begin, abs=0.02)

@@ -134,10 +134,15 @@ def test_label_sheets_and_their_measure(work: Path, tmp_path: Path) -> None:
         [
             "--editor",
             f"mini-ip2p={work / 'package' / 'mini-ip2p'}",
+            f"mini-hq={work / 'package' / 'mini-hq'}",
+            "--style",
+            "plain",
+            "canvas",
             "--out",
             str(tmp_path),
             "--per-method",
-            "4",
+            "3",
+            "1",
             "--attack-steps",
             "2",
         ]
@@ -146,8 +151,13 @@ def test_label_sheets_and_their_measure(work: Path, tmp_path: Path) -> None:
         key = list(csv.DictReader(file))
     assert len(key) == 16
     assert {row["method"] for row in key} == {"none", "noise", "encoder", "sifm"}
+    pictures = sorted({(row["editor"], row["image_id"].rsplit("-", 1)[0]) for row in key})
+    assert pictures == [("mini-hq", "miniworld-canvas-validation-0"), ("mini-ip2p", "miniworld-validation-0")]
+    with pytest.raises(SystemExit, match="one for each of the 1 editors"):
+        miniworld_label_sheets.main(["--style", "plain", "canvas", "--out", str(tmp_path / "none")])
     assert "method" not in (tmp_path / "form.csv").read_text("utf-8")
-    for number, rule in ((1, lambda i: (i % 2, i % 3 == 0)), (2, lambda i: (i % 2, i % 4 == 0))):
+    rules = (lambda i: (i % 2, i % 3 == 0), lambda i: (i % 2, i % 4 == 0))
+    for number, rule in enumerate(rules, 1):
         rows = [["item", "mismatch", "degraded"], *([i, int(rule(i)[0]), int(rule(i)[1])] for i in range(1, 17))]
         with (tmp_path / f"{number}.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(rows)
@@ -164,8 +174,8 @@ def test_label_sheets_and_their_measure(work: Path, tmp_path: Path) -> None:
     assert miniworld_label_measure.main([*common, "--labels", str(tmp_path / "1.csv"), str(tmp_path / "2.csv")]) == 0
     card = json.loads((tmp_path / "out" / "miniworld_labels.json").read_text("utf-8"))
     assert card["labeller"] == "a rule"
-    assert card["threshold_half"]["n"] == 8
-    assert card["measuring_half"]["all"]["n"] == 8
+    assert card["threshold_half"]["n"] == 12
+    assert card["measuring_half"]["all"]["n"] == 4
     assert card["measuring_half"]["all"]["mismatch"]["labellings_agree"]["share"] == 1.0
     both = [*common, "--labels", str(tmp_path / "1.csv"), str(tmp_path / "2.csv")]
     rows = [["item", "mismatch", "degraded"], *([i, i % 2, 1] for i in range(1, 17))]
@@ -174,14 +184,30 @@ def test_label_sheets_and_their_measure(work: Path, tmp_path: Path) -> None:
     earlier = ["--earlier", *map(str, (tmp_path, tmp_path / "all.csv", tmp_path / "all.csv"))]
     assert miniworld_label_measure.main([*both, *(3 * earlier)]) == 0
     more = json.loads((tmp_path / "out" / "miniworld_labels.json").read_text("utf-8"))
-    assert more["threshold_half"] == {"n": 32, "of_this_set": 8}
+    assert more["threshold_half"] == {"n": 48, "of_this_set": 12}
     for name, found in card["thresholds"].items():  # three sets that call everything degraded outvote one that does not
         assert more["thresholds"][name]["degradation"] < found["degradation"]
     assert more["measuring_half"]["all"]["degraded"]["referee_a"]["says"] == 1.0
     with (tmp_path / "out" / "miniworld_labels.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
-    assert [sum(row["set"] == number for row in table) for number in "0123"] == [16, 8, 8, 8]
+    assert [sum(row["set"] == number for row in table) for number in "0123"] == [16, 12, 12, 12]
     assert {row["half"] for row in table if row["set"] == "1"} == {"threshold"}
+    assert miniworld_label_measure.main([*both, "--held", "mini-other"]) == 0
+    held = json.loads((tmp_path / "out" / "miniworld_labels_mini-other.json").read_text("utf-8"))
+    found = held["at_the_referees_own_thresholds"]
+    assert (found["all"]["n"], found["sifm"]["n"]) == (16, 4)
+    wanted = [sum(1 - max(rule(i)) for i in range(1, 17)) / 16 for rule in rules]
+    assert [row["share"] for row in found["all"]["ok_by_labels"]] == pytest.approx(wanted, abs=1e-4)
+    assert {name: part["all"]["n"] for name, part in held["by_editor"].items()} == {"mini-hq": 4, "mini-ip2p": 12}
+    parts = [part["all"]["degraded"]["labellings_agree"] for part in held["by_editor"].values()]
+    assert sum(part["n"] * part["share"] for part in parts) == pytest.approx(
+        16 * found["all"]["degraded"]["labellings_agree"]["share"], abs=0.01
+    )
+    with (tmp_path / "out" / "miniworld_labels_mini-other.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["half"] for row in csv.DictReader(file)] == ["measure"] * 16
+    assert np.load(tmp_path / "out" / "miniworld_labels_mini-other.npz")["edited"].shape == (16, 64, 64, 3)
+    with pytest.raises(SystemExit, match="--held sets no thresholds"):
+        miniworld_label_measure.main([*both, "--held", "mini-other", "--set"])
     (tmp_path / "3.csv").write_text("item,mismatch,degraded\n1,0,2\n", "utf-8")
     with pytest.raises(SystemExit, match="not answered with 0 or 1"):
         miniworld_label_measure.main([*common, "--labels", str(tmp_path / "1.csv"), str(tmp_path / "3.csv")])

@@ -11,6 +11,7 @@ import torch
 
 from isr.data.miniworld import EDITS
 
+from .answers import placed_anywhere
 from .pairs import Pairs
 
 __all__ = ["Batch", "Batches"]
@@ -20,7 +21,7 @@ Rows = npt.NDArray[np.int64]
 
 class Batch:
     """source, target: raw encoder means (B, C, h, w) float32. unique: (U,) rows of the text table; back: (B,) text of each pair.
-    instructed: (B,) bool, the text is an instruction, neither empty nor a caption."""
+    instructed: (B,) bool, the text is an instruction, neither empty nor a caption. placed: (B,) bool, `placed_anywhere`."""
 
     def __init__(
         self,
@@ -29,9 +30,10 @@ class Batch:
         unique: torch.Tensor,
         back: torch.Tensor,
         instructed: torch.Tensor,
+        placed: torch.Tensor,
     ) -> None:
         self.source, self.target, self.unique, self.back = source, target, unique, back
-        self.instructed = instructed
+        self.instructed, self.placed = instructed, placed
 
 
 class Batches:
@@ -56,6 +58,7 @@ class Batches:
         for row, name in enumerate(names):
             self.table[row, : self.count[row]] = [self.index[w] for w in EDITS[name].wordings]
         place = {n: i for i, n in enumerate(names)}
+        self.placed = placed_anywhere(data.edits)
         self.edit = np.array([place[n] for n in data.edits])
         self.caption = np.array([self.index[c] for c in data.captions]) if captions else None
 
@@ -95,5 +98,5 @@ class Batches:
         source, target = self.pairs(rows)
         unique, back = np.unique(text, return_inverse=True)
         instructed = np.isin(text, self.table[self.table > 0])
-        found = (torch.from_numpy(x).to(self.device) for x in (unique, back, instructed))
+        found = (torch.from_numpy(x).to(self.device) for x in (unique, back, instructed, self.placed[rows]))
         return Batch(source, target, *found)

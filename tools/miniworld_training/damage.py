@@ -7,28 +7,16 @@ Only training sees targets: a referee reads the edit and its original.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from isr.data.miniworld import EDITS
 from isr.metrics.pairs import luminance
 from isr.transforms.pixel import gaussian_kernel
 
-__all__ = ["MEASURES", "Measure", "many_answers", "severity"]
-
-#: The target shows only one of many right answers: what appears at a place of its own choice, and forms whose successors uncover
-#: what they hid. (Removals uncover something too, but mostly sky and ground.)
-_FREE = frozenset(
-    {f"landscape/{name}/add" for name in ("house", "trees", "balloon", "mountain")}
-    | {"landscape/time/night"}  # its stars
-    | {name for name, edit in EDITS.items() if edit.family == "reshape"}  # what lies behind
-)
+__all__ = ["MEASURES", "Measure", "severity"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +30,6 @@ class Measure:
 
 #: Each referee learns another measure of the same thing.
 MEASURES = {"a": Measure(2.5, 0.1), "b": Measure(1.0, 0.05, gray=True), "c": Measure(1.5, 0.05)}
-
-
-def many_answers(edits: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Which of the edits have more than one right picture, so that no distance to one of them says anything."""
-    return np.array([name in _FREE for name in edits])
 
 
 @lru_cache

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from isr.data.miniworld import EDITS
 
-from .damage import many_answers
+from .answers import many_answers
 from .models import MODELS
 from .pairs import Pairs
 from .trained import Trained

@@ -5,9 +5,11 @@ latents (Brooks et al. 2023, InstructPix2Pix; diffusers' StableDiffusionInstruct
 
 The UNet predicts the edited latents themselves (prediction_type "sample") and begins as a copy of its source
 (`copying`): most of an edited picture is the picture, and a small UNet that has to learn copying through its
-normalisations keeps it soft. An empty instruction asks for nothing: its target is the source. The loss is a smooth L1.
-Half of what it learns from are its own predictions on the sampler's way, and a quarter that way's beginning, noise alone: errors as
-they really are, where a noised target would show it the answer.
+normalisations keeps it soft. An empty instruction asks for nothing: its target is the source.
+Where the place of what appears is the sampler's to choose (`answers`), it learns as any diffusion model, from the target with noise,
+by squared errors. Else the loss is a smooth L1, and three quarters of the pairs stand on the sampler's own way: a third of these at its
+beginning, noise alone, the others at predictions of the net itself, with errors as they really are, where a noised target would
+show it the answer.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ __all__ = [
     "imperfect",
     "load_editor",
     "sample_latents",
+    "shared_passes",
     "smooth",
     "towards",
     "train_editor",
@@ -70,7 +73,7 @@ _OFTEN = {
     "headwear": 1.5,
     "beard": 1.5,
 }
-_OWN = 0.75  # share of a training batch that stands on the sampler's own way: at its start, or after a pass or two
+_OWN = 0.75  # share of what is not placed anywhere that stands on the sampler's own way: at its start, or after a pass or two
 _EARLY = 0.6  # share of the other draws from the noisier half of the steps, where an edit's layout is decided
 
 
@@ -154,7 +157,11 @@ class _Task:
         states: torch.Tensor = encoder(self.batches.ids[unique])[0]
         return states[back]
 
-    def loss(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, *, drop: bool) -> torch.Tensor:
+    def loss(
+        self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, *, drop: bool, passes: int = 1
+    ) -> torch.Tensor:
+        """The weighted error of what the UNet makes of these pairs: in training (`drop`) a smooth L1, partly from its own
+        predictions after `passes` passes, but plain and squared for what is `placed_anywhere`; squared in checks."""
         u = rng.random(len(rows)) if drop else np.ones(len(rows))
         device = self.batches.device
         batch = self.batches.draw(rows, rng, no_text=u < _NO_TEXT + _NO_IMAGE / 2)
@@ -168,13 +175,17 @@ class _Task:
         early = torch.rand(len(rows), device=device) < _EARLY
         t = torch.where(early, 500, 0) + (torch.rand(len(rows), device=device) * torch.where(early, 500, 1000)).long()
         a = self.alphas[t][:, None, None, None]
-        noisy = a.sqrt() * imperfect(target, batch.source * self.scale) + (1 - a).sqrt() * torch.randn_like(target)
+        placed = batch.placed[:, None, None, None] & ~idle
+        clean = torch.where(placed, target, imperfect(target, batch.source * self.scale))
+        noisy = a.sqrt() * clean + (1 - a).sqrt() * torch.randn_like(target)
         if drop:
-            own = torch.rand(len(rows), device=device) < _OWN
+            own = ~placed.flatten() & (torch.rand(len(rows), device=device) < _OWN)
             if own.any():
-                noisy[own], t[own] = self.walked(models["unet"], source[own], text[own], passes=int(rng.integers(0, 3)))
+                noisy[own], t[own] = self.walked(models["unet"], source[own], text[own], passes=passes)
         got = _predicted(models["unet"], noisy, source, t, text)
-        error = smooth(got, target) if drop else (got - target) ** 2
+        error = (got - target) ** 2
+        if drop:
+            error = torch.where(placed, error, smooth(got, target))
         return (weight * error).mean() / weight.mean()
 
     @torch.no_grad()
@@ -211,7 +222,8 @@ class _Task:
         y = sample_latents(
             models["unet"], build_scheduler(), batch.source, text, empty, steps=10, generator=generator
         )  # fmt: skip
-        return {"held_out_loss": value, **towards(y / self.scale, batch.source, batch.target, self.scale)}
+        found = towards(y / self.scale, batch.source, batch.target, self.scale, ~batch.placed)
+        return {"held_out_loss": value, **found}
 
 
 def _predicted(
@@ -225,6 +237,11 @@ def _predicted(
 def smooth(got: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Absolute error beyond _SMALL: what does not change gets an error of zero, and what is uncertain is not blurred."""
     return F.smooth_l1_loss(got, target, reduction="none", beta=_SMALL)
+
+
+def shared_passes(seed: int, step: int) -> int:
+    """How many passes of the sampler training makes before this step: 0, 1 or 2, the same on all ranks, which would else wait."""
+    return int(np.random.default_rng([seed, 4, step]).integers(0, 3))
 
 
 def chances(edits: Sequence[str]) -> npt.NDArray[np.float64]:
@@ -248,8 +265,15 @@ def changed(source: torch.Tensor, target: torch.Tensor, scale: float) -> torch.T
     return ((target - source) * scale).abs().mean(1, keepdim=True) > _CHANGED
 
 
-def towards(y: torch.Tensor, source: torch.Tensor, target: torch.Tensor, scale: float) -> dict[str, float]:
-    """Share of edits nearer the target than the source in the latents that should change, and the error left there."""
+def towards(
+    y: torch.Tensor, source: torch.Tensor, target: torch.Tensor, scale: float, rows: torch.Tensor
+) -> dict[str, float]:
+    """Share of edits nearer the target than the source in the latents that should change, and the error left there.
+
+    rows: (B,) bool, the pairs whose target is the one right picture; where there are none, all are taken.
+    """
+    if rows.any():
+        y, source, target = y[rows], source[rows], target[rows]
     region = changed(source, target, scale)
     far, back, whole = (((a - b) ** 2 * region).sum((1, 2, 3)) for a, b in ((y, target), (y, source), (source, target)))
     return {
@@ -295,7 +319,8 @@ def train_editor(
 
     def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, 2, step, ranks.rank])
-        return task.loss(models, np.sort(rng.choice(len(often), size, p=often)), rng, drop=True)
+        rows = np.sort(rng.choice(len(often), size, p=often))
+        return task.loss(models, rows, rng, drop=True, passes=shared_passes(seed, step))
 
     def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
         _save(model.pipeline(work), vae, tokenizer, averages)

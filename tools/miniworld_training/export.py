@@ -132,16 +132,34 @@ def editor_card(model: Model, folder: Path) -> str:
         f"Settings of all figures: {_settings(model)}.", "",
         "Trained by `tools/train_miniworld.py` on pictures of MiniWorld's train split alone "
         f"(style `{model.style}`). Where `warm_started_tensors` is above 0, that many tensors began from earlier weights of "
-        "the same kind. The figures of the record `training.json`:", "",
+        "the same kind, which the note names where they are another editor's. The figures of the record `training.json`:", "",
         *(f"- {name}: " + ", ".join(f"{k} {v}" for k, v in row.items()) for name, row in training.items()), "",
         "`psnr` is in dB, mean over held-out pictures (renders) against the autoencoder's copy. `nearer_target` is the share "
         "of held-out pairs whose edit is nearer the exact target than the source in the latents that should change; "
         "`relative_error` the median squared error left there, relative to no edit at all. `held_out_loss` is the squared error "
         "of the same pairs, weighted as in training, at the end of the set and never trained on. They are few (64 on a processor), and others where the "
         "number of pairs is another, so that small differences between trainings say little.", "",
-        "Success on held-out edits, by family and by referee: `success_*.json` beside this card.", "", _WARNING, "",
+        "Success on held-out edits, by family and by referee: `success_*.json` beside this card." + _held(model.name), "",
+        _WARNING, "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _held(name: str) -> str:
+    """What labels say of an editor whose edits set no threshold; nothing of the one whose edits do."""
+    path = LABELS.with_name(f"miniworld_labels_{name}.json")
+    if name == "mini-ip2p":
+        return ""
+    if not path.is_file():
+        return " None of its edits are labelled, so it is not known how far the referees hold on them."
+    record = json.loads(path.read_text("utf-8"))
+    found = record["at_the_referees_own_thresholds"]["none"]
+    first, second = (f"{100 * row['share']:.0f} %" for row in found["ok_by_labels"])
+    return (
+        f" The referees' thresholds are not set on its edits: of {found['n']} unattacked validation edits {first} are ok by one "
+        f"labelling, {second} by another, and {100 * found['ok_by_both_referees']['share']:.0f} % to both referees; more in "
+        f"`tests/data/{path.name}` and docs/miniworld.md. Who labelled: {record['labeller']}."
+    )
 
 
 def _referee(name: str, source: Path, folder: Path) -> None:

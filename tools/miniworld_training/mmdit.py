@@ -2,12 +2,14 @@
 
 noisy = (1 − σ) z + σ n, velocity n − z, timestep 1000 σ (Esser et al. 2024, section 2).
 mini-sd3 edits image to image. It learns pictures from their caption, with σ drawn logit-normally (section 3.1), and the sampler's
-own path from a noised source to its target from an instruction: which parts of the two are in a latent at σ follows from
-the strength that the path began at. An instruction alone does not say what a picture shows, its noised source does.
+own path from a noised source to its target, from an instruction or (half of the captions) from the target's caption: which
+parts of the two are in a latent at σ follows from the strength that the path began at. An instruction alone does not say
+what a picture shows, its noised source does.
 mini-sd3-instruct also sees the raw encoder mean of the source as extra channels and, as UltraEdit's pipeline does, works on
 latents that are scaled but not shifted. Its loss is the error of ẑ = noisy − σ v, the noisy half is drawn more often,
 what is noised has errors to mend, and an empty instruction asks for nothing: its target is the source, as mini-ip2p's.
-As mini-ip2p, both also learn to mend what the sampler itself arrives at.
+As mini-ip2p, both also learn to mend what the sampler itself arrives at, except where the place of what appears is the
+sampler's to choose (`answers`): there they learn the plain way, from the target with noise, by squared errors.
 
 Both begin with a linear way from their input to the velocity (`copying_flow`): a copy of the source, or of the noisy latents.
 """
@@ -28,7 +30,7 @@ from torch import nn
 from .autoencoder import HELD_OUT, cache_latents, trained_autoencoder
 from .batches import Batch, Batches
 from .copying_flow import carries, copy_the_source_flow, hold_the_gain, keep_the_noisy_flow
-from .editor import chances, changed, imperfect, smooth, towards
+from .editor import chances, changed, imperfect, shared_passes, smooth, towards
 from .loop import Plan, fit
 from .models import Model
 from .pairs import Pairs
@@ -50,15 +52,18 @@ __all__ = [
 _WIDTH = 64  # of each text encoder
 #: Settings of the checks and of the cards: image-to-image strength; text guidance; image guidance (instruct only).
 STEPS, STRENGTH, GUIDANCE, INSTRUCT_GUIDANCE, IMAGE_GUIDANCE = 20, 0.6, 1.0, 1.0, 1.0
-_WEAKEST, _STRONGEST = 0.4, 0.9  # strengths that instructed paths begin at (image to image)
+_WEAKEST, _STRONGEST = 0.3, 0.6  # σ that paths from a noised source begin at (image to image)
+#: Of the schedules: the same noise leaves less of a small picture, so SD3's shift of 3 for 128×128 latents is 3/8 for 16×16 (Esser et
+#: al. 2024, eq. 23). Image to image keeps of the source what the noise leaves: strength 0.6 begins at σ = 0.36.
+_SHIFT, _INSTRUCT_SHIFT = 3 * 16 / 128, 1.5
 _STEADY = 0.3  # σ below which the error of the velocity counts no more than that of ẑ (image to image)
 _EXTRA = 2.0  # extra weight of changed latents (for instructions)
 _NO_TEXT, _NO_IMAGE = 0.07, 0.05  # shares of the batch without instruction, without picture (instruct)
 _UNSEEN = 0.2  # weight of those without picture: what they should become is a guess
-_OWN = 0.75  # share of the edits of a training batch that stand on the sampler's own way: at its start, or after a pass or two
+_OWN = 0.75  # share of the edits not placed anywhere that stand on the sampler's own way: at its start, or after a pass or two
 _EARLY = 0.6  # share of the other draws from σ ≥ 0.5 alone, where an edit's layout is decided (instruct)
 _LEAST = 0.02  # share of σ that a pass leaves at least: the next pass divides by σ
-_UNTOLD = 0.1  # share of the batch without text (image to image)
+_UNTOLD, _CAPTIONED = 0.05, 0.2  # shares of the batch without text, of the rest by captions (image to image)
 
 
 def build_transformer(channels: int, *, instruct: bool, layers: int = 6, heads: int = 5) -> Any:
@@ -78,8 +83,8 @@ def build_transformer(channels: int, *, instruct: bool, layers: int = 6, heads: 
     )
 
 
-def build_scheduler() -> Any:
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.5)
+def build_scheduler(*, instruct: bool) -> Any:
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=_INSTRUCT_SHIFT if instruct else _SHIFT)
 
 
 def embed(
@@ -103,8 +108,8 @@ def euler(velocity: Velocity, z: torch.Tensor, sigmas: torch.Tensor) -> torch.Te
     return z
 
 
-def _sigmas(steps: int) -> torch.Tensor:
-    scheduler = build_scheduler()
+def _sigmas(steps: int, *, instruct: bool) -> torch.Tensor:
+    scheduler = build_scheduler(instruct=instruct)
     scheduler.set_timesteps(steps)
     sigmas: torch.Tensor = scheduler.sigmas[:-1]
     return sigmas
@@ -134,7 +139,7 @@ def sample_img2img(
     guidance: float = GUIDANCE,
 ) -> torch.Tensor:
     """Shifted and scaled latents of an image-to-image edit of shifted and scaled `source`. guidance ≤ 1: one pass a step."""
-    sigmas = _sigmas(steps)[steps - int(steps * strength) :]
+    sigmas = _sigmas(steps, instruct=False)[steps - int(steps * strength) :]
     noise = torch.randn(source.shape, generator=generator).to(source)
     hidden, pooled = torch.cat([empty[0], text[0]]), torch.cat([empty[1], text[1]])
 
@@ -170,7 +175,7 @@ def sample_instruct(
         both, only_image, none = transformer(seen, hidden, pooled, t.repeat(3)).sample.chunk(3)
         return none + guidance * (both - only_image) + image_guidance * (only_image - none)
 
-    return euler(velocity, torch.randn(cond.shape, generator=generator).to(cond), _sigmas(steps))
+    return euler(velocity, torch.randn(cond.shape, generator=generator).to(cond), _sigmas(steps, instruct=True))
 
 
 class _Task:
@@ -182,44 +187,49 @@ class _Task:
     def embed(self, models: Mapping[str, nn.Module], batch: Batch) -> Text:
         return embed(models, self.batches.ids[batch.unique], batch.back)
 
-    def loss(self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, *, drop: bool) -> torch.Tensor:
-        """The weighted error of ẑ = noisy − σ v, in training a smooth L1 where an edit is asked for, squared in checks."""
+    def loss(
+        self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, *, drop: bool, passes: int = 1
+    ) -> torch.Tensor:
+        """The weighted error of ẑ = noisy − σ v: in training (`drop`) a smooth L1 where an edit is asked for, partly from the net's
+        own predictions after `passes` passes, but plain and squared for what is `placed_anywhere`; squared in checks."""
         u = rng.random(len(rows)) if drop else np.ones(len(rows))
-        return (self._instructed if self.instruct else self._described)(models, rows, rng, u, drop)
+        return (self._instructed if self.instruct else self._described)(models, rows, rng, u, drop, passes)
 
     def _described(
-        self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any, drop: bool
+        self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any, drop: bool, passes: int = 1
     ) -> torch.Tensor:
         """Image to image: the error of ẑ counts as the velocity's, for σ not too small."""
         batch = self.batches.draw(rows, rng, no_text=u < _UNTOLD)
         source, target = ((z - self.shift) * self.scale for z in (batch.source, batch.target))
-        told, idle = (
-            x[:, None, None, None] for x in (batch.instructed, torch.from_numpy(u < _UNTOLD).to(source.device))
+        idle, captioned = (
+            torch.from_numpy(x).to(source.device)[:, None, None, None] for x in (u < _UNTOLD, rng.random(len(u)) < 0.5)
         )
+        told = batch.instructed[:, None, None, None] | (captioned & ~idle)
         target = torch.where(idle, source, target)
         start, share = (torch.rand(len(u), 1, 1, 1, device=source.device) for _ in range(2))
         start = _WEAKEST + (_STRONGEST - _WEAKEST) * start
         sigma = torch.where(told, start * share.sqrt(), torch.sigmoid(torch.randn_like(start)))
         clean = torch.where(told, target + source_left(sigma, start) * (source - target), target)
-        noisy = (1 - sigma) * imperfect(clean, clean) + sigma * torch.randn_like(clean)
+        placed = batch.placed[:, None, None, None] & told
+        noisy = (1 - sigma) * torch.where(placed, clean, imperfect(clean, clean)) + sigma * torch.randn_like(clean)
         text = self.embed(models, batch)
         if drop:
-            own = told.flatten() & (torch.rand(len(u), device=source.device) < _OWN)
+            own = (told & ~placed).flatten() & (torch.rand(len(u), device=source.device) < _OWN)
             begun = (1 - start) * source + start * torch.randn_like(source)
             if own.any():
                 noisy[own], sigma[own] = self.walked(
-                    models, begun[own], start[own], (text[0][own], text[1][own]), passes=int(rng.integers(0, 3))
+                    models, begun[own], start[own], (text[0][own], text[1][own]), passes=passes
                 )
         got = noisy - sigma * self._velocity(models, text, sigma, noisy)
         weight = 1 + _EXTRA * told * changed(source, target, 1.0).float()
         steady = sigma.clamp(min=_STEADY)
         error = (got - target) ** 2 / steady**2
         if drop:  # an absolute error of ẑ is the velocity's once divided by σ
-            error = torch.where(told, smooth(got, target) / steady, error)
+            error = torch.where(told & ~placed, smooth(got, target) / steady, error)
         return (weight * error).mean() / weight.mean()
 
     def _instructed(
-        self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any, drop: bool
+        self, models: Mapping[str, nn.Module], rows: Any, rng: np.random.Generator, u: Any, drop: bool, passes: int = 1
     ) -> torch.Tensor:
         batch = self.batches.draw(rows, rng, no_text=u < _NO_TEXT + _NO_IMAGE / 2)
         device = batch.source.device
@@ -230,17 +240,20 @@ class _Task:
         weight = torch.where(blind, _UNSEEN, 1.0) * weight
         sigma, early = (torch.rand(len(u), 1, 1, 1, device=device) for _ in range(2))
         sigma = torch.where(early < _EARLY, 0.5 + 0.5 * sigma, sigma)
-        noisy = (1 - sigma) * imperfect(target, source) + sigma * torch.randn_like(target)
+        placed = batch.placed[:, None, None, None] & ~idle
+        noisy = (1 - sigma) * torch.where(placed, target, imperfect(target, source)) + sigma * torch.randn_like(target)
         cond, text = torch.where(blind, 0.0, 1.0) * batch.source, self.embed(models, batch)
         if drop:
-            own = torch.rand(len(u), device=device) < _OWN
+            own = ~placed.flatten() & (torch.rand(len(u), device=device) < _OWN)
             if own.any():
                 told, begun = (text[0][own], text[1][own]), torch.randn_like(cond[own])
                 noisy[own], sigma[own] = self.walked(
-                    models, begun, torch.ones_like(sigma[own]), told, cond[own], passes=int(rng.integers(0, 3))
+                    models, begun, torch.ones_like(sigma[own]), told, cond[own], passes=passes
                 )
         got = noisy - sigma * self._velocity(models, text, sigma, noisy, cond)
-        error = smooth(got, target) if drop else (got - target) ** 2
+        error = (got - target) ** 2
+        if drop:
+            error = torch.where(placed, error, smooth(got, target))
         return (weight * error).mean() / weight.mean()
 
     @torch.no_grad()
@@ -292,7 +305,7 @@ class _Task:
                 start = (batch.source - self.shift) * self.scale
                 y = sample_img2img(models["transformer"], start, text, empty, generator=generator)
             raw = y / self.scale + self.shift
-            found = towards(raw, batch.source, batch.target, self.scale)
+            found = towards(raw, batch.source, batch.target, self.scale, ~batch.placed)
             still = ~changed(batch.source, batch.target, self.scale)
             kept = ((raw - batch.source) * self.scale) ** 2 * still
             found["kept_error"] = float(kept.sum() / (still.sum() * raw.shape[1]).clamp(min=1))
@@ -304,11 +317,16 @@ def begin(models: Mapping[str, Any], scale: float, shift: float, *, start: Path 
     """Lay the linear way into an untrained transformer, and copy what fits of earlier weights; returns how many tensors.
 
     start: a saved pipeline. If its transformer has the way and the same size, it is kept as it was trained; else the way is
-    laid anew over what was copied.
+    laid anew over what was copied. Of one without a transformer (mini-ip2p) both text encoders begin as its text encoder.
     """
     transformer, copied = models["transformer"], 0
     kept = False
-    if start is not None:
+    if start is not None and not any((start / part).is_dir() for part in ("transformer", "text_encoder")):
+        raise SystemExit(f"--start: expected the folder of a saved pipeline, got {start}")
+    if start is not None and not (start / "transformer").is_dir():
+        for name in ("text_encoder", "text_encoder_2"):
+            copied += text_encoder_from(start, models[name], tokenizer)
+    elif start is not None:
         other = SD3Transformer2DModel.from_pretrained(start / "transformer")
         copied = copy_matching(transformer, other, lambda parts: parts)
         kept = carries(other) and copied == len(transformer.state_dict()) == len(other.state_dict())
@@ -347,7 +365,7 @@ def train_flow_editor(
         "text_encoder_2": build_text_encoder(tokenizer, width=_WIDTH, projection=True),
         "transformer": build_transformer(vae.config.latent_channels, instruct=instruct, **sizes),
     }
-    batches = Batches(data, latents, tokenizer, ranks.device, captions=0.0 if instruct else 0.3)
+    batches = Batches(data, latents, tokenizer, ranks.device, captions=0.0 if instruct else _CAPTIONED)
     task = _Task(batches, vae, instruct=instruct)
     copied = begin(models, task.scale, task.shift, start=start, tokenizer=tokenizer)
     for part in models.values():
@@ -357,7 +375,8 @@ def train_flow_editor(
 
     def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, 2, step, ranks.rank])
-        return task.loss(models, np.sort(rng.choice(len(often), size, p=often)), rng, drop=True)
+        rows = np.sort(rng.choice(len(often), size, p=often))
+        return task.loss(models, rows, rng, drop=True, passes=shared_passes(seed, step))
 
     def check(averages: Mapping[str, nn.Module]) -> dict[str, float]:
         _save(model.pipeline(work), vae, tokenizer, averages, instruct=instruct)
@@ -380,7 +399,7 @@ def _save(folder: Path, vae: Any, tokenizer: Any, averages: Mapping[str, nn.Modu
     pipe = StableDiffusion3Img2ImgPipeline(
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        scheduler=build_scheduler(),
+        scheduler=build_scheduler(instruct=instruct),
         text_encoder_3=None,
         tokenizer_3=None,
         image_encoder=None,

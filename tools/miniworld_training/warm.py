@@ -76,10 +76,10 @@ def unet_from(folder: Path, model: Any) -> int:
 
 @torch.no_grad()
 def text_encoder_from(folder: Path, model: Any, tokenizer: Any, name: str = "text_encoder") -> int:
-    """Embeddings go by token, the rest by name."""
-    other = type(model).from_pretrained(folder / name)
+    """Embeddings go by token, the rest by name; what the folder lacks (a projection) stays as it is in `model`."""
+    other, found = type(model).from_pretrained(folder / name, output_loading_info=True)
     old = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
-    copied = copy_matching(model, other, lambda parts: parts)
+    copied = copy_matching(model, other, lambda parts: [] if ".".join(parts) in found["missing_keys"] else parts)
     theirs, ours = other.get_input_embeddings().weight, model.get_input_embeddings().weight
     for token, row in tokenizer.get_vocab().items():
         if token in old:
