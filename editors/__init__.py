@@ -26,8 +26,9 @@ def load_editor(editor: str | Path | Callable[..., Any] | Editor, **options: Any
 
     Args:
         editor: a registered name ("ip2p", "mini-ip2p", …; `isr editors` lists them), a folder in diffusers layout (its
-            model_index.json says the family), a catalogued hub name ("timbrooks/instruct-pix2pix"), a function
-            (image, prompt, seed) → image, or an editor, which is returned as it is.
+            model_index.json says the family; one that is called as a registered editor needs "./" before it, or a `Path`),
+            a catalogued hub name ("timbrooks/instruct-pix2pix"), a function (image, prompt, seed) → image, or an editor,
+            which is returned as it is.
         options: device, dtype, batch_size, resolution, revision, offline, `defaults={"steps": …}`, …: see the family's class.
 
     Raises:
@@ -35,6 +36,12 @@ def load_editor(editor: str | Path | Callable[..., Any] | Editor, **options: Any
         MissingExtraError: torch, diffusers or MiniWorld's weights are not installed.
         loading.EditorLoadError: the weights cannot be had.
     """
+    if isinstance(editor, type):
+        # A class has all that the protocol asks for, too.
+        raise UsageError(
+            f"{editor.__name__} is a class, not an editor; call it: load_editor({editor.__name__}(…)), or "
+            f"load_editor({editor.__name__}.from_pretrained(…)) where it has that"
+        )
     if isinstance(editor, Editor):
         if options:
             raise UsageError(f"{editor.name} is made already; options {sorted(options)} go where it is made")
@@ -57,7 +64,8 @@ def load_editor(editor: str | Path | Callable[..., Any] | Editor, **options: Any
 def _by_name(editor: str | Path, options: dict[str, Any]) -> Editor:
     from .catalog import entries, make
 
-    if isinstance(editor, str) and not Path(editor).expanduser().is_dir():
+    named = isinstance(editor, str) and any(plugin.name == editor for plugin in EDITORS.list())
+    if isinstance(editor, str) and (named or not Path(editor).expanduser().is_dir()):
         for row in entries().values():
             if row.source == editor:
                 return make(row.name, **options)
@@ -75,5 +83,18 @@ def _by_name(editor: str | Path, options: dict[str, Any]) -> Editor:
 
     check_environment("a diffusion editor")
     folder = Path(editor).expanduser()
-    loaded: Editor = class_of(folder).from_pretrained(str(folder), **options)
+    cls = class_of(folder)
+    loaded: Editor = cls.from_pretrained(str(folder), **options)
+    target = f"{cls.__module__.rpartition('.')[2]}:{cls.__name__}"
+    rows = [
+        row for row in entries().values() if row.target == target and not row.is_mini and (row.load or row.defaults)
+    ]
+    if rows:
+        from .hub import log
+
+        log.info(
+            "%s is loaded with the settings of the checkpoint and its class. The catalogue's (scheduler, resolution, steps) come "
+            "with load_editor(%r, source=…)%s",
+            folder, rows[0].name, "".join(f" or {row.name!r}" for row in rows[1:]),
+        )  # fmt: skip
     return loaded

@@ -19,13 +19,22 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from isr.errors import UsageError
 from isr.protocols import Traits
 
-from .checks import check_call
+from .checks import check_call, check_prompts, check_seeds
 from .hooks import first_tensor, read_modules
 from .loading import Part, check_environment, fingerprint, load_parts, locate, memory_hint, read_index
-from .options import checked_options, checked_settings, other_scheduler, torch_device, torch_dtype
+from .options import (
+    check_scheduler,
+    checked_offload,
+    checked_options,
+    checked_settings,
+    scheduler_class,
+    torch_device,
+    torch_dtype,
+    whole_number,
+)
 from .pixels import batches, generator_of, resized, to_pictures, to_pixels
 from .schedules import Kind, clean_of, expand, noise_of, target_of
-from .text import Text, columns_of
+from .text import Text, columns_of, read_columns
 
 __all__ = ["DiffusionEditor"]
 
@@ -59,6 +68,9 @@ class DiffusionEditor(ABC):
     TEXT_ROLES: ClassVar[tuple[str, ...]] = ("text_encoder",)
     #: sampling settings a call may change, with the pipeline's own defaults
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    OFFLOADS: ClassVar[tuple[str | None, ...]] = (None, "text", "model")
+    #: a scheduler class of diffusers that serves this family
+    SCHEDULER: ClassVar[str] = "DDIMScheduler"
 
     def __init__(
         self,
@@ -79,22 +91,25 @@ class DiffusionEditor(ABC):
         vae_slicing: bool = False,
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
-        if offload not in (None, "text", "model"):
-            raise UsageError(f"offload must be None, 'text' or 'model', got {offload!r}")
+        checked_offload(type(self).__name__, self.OFFLOADS, offload)
         self.parts = dict(parts)
         self._origin = dict(origin or {})
         self._name = name or str(self._origin.get("source", "")).rstrip("/").rpartition("/")[2] or self.FAMILY
         self._device = torch_device(device)
         self._dtype = torch_dtype(dtype) or next(iter(self.denoiser.parameters())).dtype
-        self.batch_size = batch_size
+        self.batch_size = whole_number("batch_size", batch_size, 1)
+        if resolution is not None:
+            resolution = whole_number("resolution", resolution, self.size_multiple, " (this model's multiple)")
         self.resolution = resolution
         self.restore_size = restore_size
         self.checkpointing = checkpointing
         self.offload = offload
         if scheduler is not None:
-            self.parts["scheduler"] = other_scheduler(self.parts["scheduler"], scheduler)
+            own = self.parts["scheduler"]
+            kind = scheduler_class(type(self), scheduler)
+            check_scheduler(type(self), kind, own)
+            self.parts["scheduler"] = kind.from_config(own.config)
+        check_scheduler(type(self), type(self.parts["scheduler"]))
         for role, part in self.parts.items():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
@@ -147,12 +162,13 @@ class DiffusionEditor(ABC):
         """Load a hub name or a folder in diffusers layout. `options` are those of the class; see `loading.locate` for the rest.
 
         dtype None means float32 (the weights' own precision on disk is widened: attacks need it). `without` names optional
-        parts to leave out (SD3's third text encoder: ["text_encoder_3", "tokenizer_3"]).
+        parts to leave out (SD3's third text encoder: ["text_encoder_3"]; its tokenizer goes with it).
         """
         check_environment(cls.__name__)
         kind = torch_dtype(dtype) or torch.float32
         device = torch_device(device)
         checked_options(cls, options)
+        without = cls._leaving_out(without)
         parts_of = [part for part in cls.PARTS if part.role not in without]
         needed = [part.role for part in cls.PARTS if part.role in without and not part.optional]
         if needed or set(without) - {part.role for part in cls.PARTS}:
@@ -184,9 +200,27 @@ class DiffusionEditor(ABC):
             return cls(parts, origin=origin, device=device, dtype=kind, **{**cls._index_options(index), **options})
 
     @classmethod
+    def _leaving_out(cls, without: Sequence[str]) -> tuple[str, ...]:
+        """An optional text encoder and its tokenizer go together: one is of no use without the other."""
+        if isinstance(without, str):
+            raise UsageError(f"without must be a list of parts, got {without!r}; write [{without!r}]")
+        pairs = [
+            role.replace(*names)
+            for role in without
+            for names in (("text_encoder", "tokenizer"), ("tokenizer", "text_encoder"))
+        ]
+        optional = {part.role for part in cls.PARTS if part.optional}
+        return tuple(dict.fromkeys([*without, *(role for role in pairs if role in optional)]))
+
+    @classmethod
     def _index_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003 - families override
         """Constructor options that a family reads from model_index.json."""
         return {}
+
+    @classmethod
+    def scheduler_problem(cls, kind: Any, own: Any = None) -> str:  # noqa: ARG003 - families override
+        """Why a scheduler class cannot sample for this family (beside the checkpoint's `own`, where given), or ""."""
+        return ""
 
     def _record(self) -> dict[str, Any]:
         """Further fixed choices of a family that decide an edit."""
@@ -247,7 +281,7 @@ class DiffusionEditor(ABC):
         import diffusers
         import transformers
 
-        scheduler = self.parts["scheduler"]
+        scheduler, vae_dtype = self.parts["scheduler"], self._part_dtype("vae")
         return {
             "editor": self.name,
             "family": self.FAMILY,
@@ -257,6 +291,7 @@ class DiffusionEditor(ABC):
             "scheduler": type(scheduler).__name__,
             "scheduler_config": {k: v for k, v in sorted(scheduler.config.items()) if not k.startswith("_")},
             "dtype": str(self._dtype).removeprefix("torch."),
+            **({} if vae_dtype == self._dtype else {"vae_dtype": str(vae_dtype).removeprefix("torch.")}),
             "batch_size": self.batch_size,
             "resolution": self.resolution,
             "restore_size": self.restore_size,
@@ -272,7 +307,13 @@ class DiffusionEditor(ABC):
         }
 
     def _checked(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return checked_settings(self.name, self.DEFAULTS, settings)
+        checked = checked_settings(self.name, self.DEFAULTS, settings)
+        most = self.parts["scheduler"].config.get("num_train_timesteps")
+        if most is not None and checked.get("steps", 0) > most:
+            raise UsageError(
+                f"steps must be at most {most}, the timesteps {self.name} was trained with, got {checked['steps']}"
+            )
+        return checked
 
     # ---------------------------------------------------------------------------------------------------- sizes
 
@@ -313,9 +354,10 @@ class DiffusionEditor(ABC):
         Start, end and padding tokens are never content.
 
         Raises:
-            UsageError: the word does not stand in the prompt.
+            UsageError: the word does not stand in the prompt, or only past what is read of it.
         """
-        return tuple(columns_of(self.parts["tokenizer"], prompt, word))
+        tokenizer = self.parts["tokenizer"]
+        return read_columns(columns_of(tokenizer, prompt, word), prompt, word, int(tokenizer.model_max_length))
 
     # ---------------------------------------------------------------------------------------------- the surface
 
@@ -467,6 +509,8 @@ class DiffusionEditor(ABC):
             settings: guidance, …, as for `edit`.
         """
         self._pixels(x)
+        check_prompts(prompts)
+        check_seeds(seeds)
         if not len(x) == len(prompts) == len(seeds):
             raise UsageError(
                 f"rollout needs one prompt and one seed per picture, got {len(x)} pictures, {len(prompts)} prompts, {len(seeds)} seeds"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from isr.registry import EDITORS
+from isr.protocols import Traits
+from isr.registry import EDITORS, Plugin
 
 from .catalog import cached_bytes, entries
 
@@ -23,23 +24,13 @@ def register(commands: Any) -> None:
 
 
 def rows() -> list[dict[str, str]]:
-    """One row per registered editor; imports and downloads nothing."""
+    """One row per registered editor; makes and downloads nothing, and imports no more than the modules of others' plugins."""
     table = []
     known = entries()
     for plugin in EDITORS.list():
         row = known.get(plugin.name)
         if row is None:
-            what = "any" if plugin.name == "function" else "plugin"
-            source = "a Python function" if plugin.name == "function" else plugin.target
-            values = (
-                plugin.name,
-                what,
-                "–",
-                "your own" if what == "any" else "?",
-                "no" if what == "any" else "?",
-                "–",
-                source,
-            )
+            values = _plugin(plugin)
         else:
             cached = cached_bytes(row)
             size = "–" if row.parameters is None else f"{row.parameters:g} B"
@@ -54,6 +45,28 @@ def rows() -> list[dict[str, str]]:
             )
         table.append(dict(zip(COLUMNS, values, strict=True)))
     return table
+
+
+def _plugin(plugin: Plugin) -> tuple[str, ...]:
+    """The row of an editor that is not in the catalogue, from what its class says of itself."""
+    if plugin.name == "function":
+        return (plugin.name, "any", "–", "your own", "no", "–", "a Python function")
+    try:
+        traits = getattr(EDITORS.load(plugin.name), "traits", None)
+    except Exception:  # noqa: BLE001 - a stranger's module may raise anything on import; the others are listed all the same
+        traits = None
+    if not isinstance(traits, Traits):  # a factory, or a class that knows only once it is made
+        return (plugin.name, "plugin", "–", "?", "?", "–", plugin.target)
+    licence = "?" if traits.licence == "unknown" else traits.licence + (" (gated)" if traits.gated else "")
+    return (
+        plugin.name,
+        traits.family or "plugin",
+        "–" if traits.native_size is None else f"–, {traits.native_size} px",
+        licence,
+        "yes" if traits.white_box else "no",
+        "–",
+        traits.source or plugin.target,
+    )
 
 
 def human(size: int) -> str:

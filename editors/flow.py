@@ -5,6 +5,7 @@ noisy = (1−σ) z + σ n, the network predicts v = n − z, timestep = 1000 σ 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -24,8 +25,11 @@ class FlowEditor(DiffusionEditor):
     """What SD3 and FLUX share."""
 
     DENOISER: ClassVar[str] = "transformer"
+    SCHEDULER: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
     #: the pipelines' linear law from image tokens to the shift exponent: (base, max) of tokens and shift
     MAX_SHIFT: ClassVar[float] = 1.16
+    #: what the pipeline's scheduler must let itself be told
+    GRID: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def prediction(self) -> Kind:
@@ -40,6 +44,17 @@ class FlowEditor(DiffusionEditor):
         return 1 - sigma, sigma
 
     # -------------------------------------------------------------------------------------------------- schedule
+
+    @classmethod
+    def scheduler_problem(cls, kind: Any, own: Any = None) -> str:
+        """Flow-matching schedulers only: others take the velocity for noise, and edit without an error."""
+        if not kind.__name__.startswith("FlowMatch"):
+            return "it is not for rectified flow (FlowMatch…), whose velocity it would take for noise"
+        moved = own is not None and own.config.get("use_dynamic_shifting")
+        missing = sorted(
+            (cls.GRID | ({"mu"} if moved else set())) - set(inspect.signature(kind.set_timesteps).parameters)
+        )
+        return f"its steps cannot be set from {' and '.join(missing)}, as this model's are" if missing else ""
 
     def _scheduled(self, steps: int, size: tuple[int, int]) -> Any:
         """A fresh scheduler set to `steps` for a picture of the working size (height, width)."""
@@ -63,6 +78,7 @@ class FlowEditor(DiffusionEditor):
 
         size: (height, width) of the picture, which moves the schedule where the shift depends on it (FLUX); None: 1024².
         """
+        self._checked({"steps": n})
         scheduler = self._scheduled(n, self.working_size(*(size or (1024, 1024))))
         return self._visited(scheduler, n).float().to(self.device)
 
@@ -148,10 +164,11 @@ class FlowEditor(DiffusionEditor):
         scheduler: Any,
         timesteps: torch.Tensor,
         velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        generators: list[torch.Generator],
     ) -> torch.Tensor:
-        """Integrate from z with the scheduler's own step."""
+        """Integrate from z with the scheduler's own step; what a stochastic one draws comes from the pictures' generators."""
         for t in timesteps:
-            z = scheduler.step(velocity(z, t.reshape(1)), t, z, return_dict=False)[0]
+            z = scheduler.step(velocity(z, t.reshape(1)), t, z, generator=generators, return_dict=False)[0]
         return z
 
 

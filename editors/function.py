@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import PIL.Image
@@ -26,7 +27,8 @@ class FunctionEditor:
         seedable: same seed, same bytes. Not verified here.
         restore_size: an edit of another size is brought to the input's (Lanczos); False: returned as it came.
         settings: JSON-able choices that decide an edit, recorded with every result.
-        traits: further traits (licence, source, native size).
+        traits: further traits (licence, source, native size). A function is never white-box, and seedable only where both
+            `seedable` and the traits say so.
     """
 
     def __init__(
@@ -49,7 +51,16 @@ class FunctionEditor:
         self._name = name or (own if own != "<lambda>" else "function")
         self._restore = restore_size
         self._settings = dict(settings or {})
-        self._traits = traits or Traits(white_box=False, seedable=seedable, size_multiple=1, family="function")
+        ours = sorted(set(self._settings) & {"editor", "family", "restore_size", "seedable"})
+        if ours:
+            raise UsageError(
+                f"settings of the editor {self._name!r} must not name {', '.join(map(repr, ours))}, which are recorded "
+                "anyway; the editor's name is name=, seedable and restore_size are arguments of their own"
+            )
+        told = traits or Traits(size_multiple=1)
+        self._traits = replace(
+            told, white_box=False, seedable=seedable and told.seedable, family=told.family or "function"
+        )
         self._seedable = seedable
 
     @property
@@ -66,7 +77,7 @@ class FunctionEditor:
                 f"{self.name} is a plain function and takes no settings, got {', '.join(map(repr, overrides))}"
             )
         return {
-            "editor": self.name, "family": "function", "restore_size": self._restore, "seedable": self._seedable, **self._settings,
+            "editor": self.name, "family": "function", "restore_size": self._restore, "seedable": self._traits.seedable, **self._settings,
         }  # fmt: skip
 
     def edit(
@@ -74,7 +85,7 @@ class FunctionEditor:
     ) -> list[PIL.Image.Image]:
         from .checks import check_call
 
-        check_call(images, prompts, seeds)
+        check_call(images, prompts, seeds, bounded=False)
         self.settings(**settings)
         edits = []
         for index, (image, prompt, seed) in enumerate(zip(images, prompts, seeds, strict=True)):

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from isr.errors import IsrError, UsageError, missing_extra
 
-__all__ = ["PICKLED", "WEIGHTS", "EditorLoadError", "Location", "Part", "check_environment", "locate"]
+__all__ = ["PICKLED", "WEIGHTS", "EditorLoadError", "Location", "Part", "check_environment", "lacking", "locate"]
 
 log = logging.getLogger("isr.editors")
 
@@ -22,6 +23,8 @@ WEIGHTS = ("*.safetensors",)
 #: further copies of the same weights, left on the hub unless asked for as variant=
 COPIES = ("fp16", "bf16", "non_ema", "ema_only")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+#: files that a tokenizer's words come from; one of these sets must be there
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
 
 class EditorLoadError(IsrError):
@@ -189,10 +192,16 @@ def _from_hub(
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
         raise EditorLoadError(
-            f"{name!r} is not cached and could not be downloaded ({type(error).__name__}); check the network, or download "
-            "the folder elsewhere and give its path"
+            f"{name!r} is not cached and could not be downloaded ({type(error).__name__}: {_without_secrets(error)}); check "
+            "the network, or download the folder elsewhere and give its path"
         ) from error
     return Location(folder, name, folder.name)
+
+
+def _without_secrets(error: Exception) -> str:
+    """What an error says, cut short, without tokens and without names in addresses."""
+    said = re.sub(r"//[^/\s@]+@", "//…@", " ".join(str(error).split()))
+    return re.sub(r"(hf_|Bearer )[\w.-]+", r"\1…", said)[:300]
 
 
 def _complete(folder: Path, parts: Sequence[Part], variant: str | None, allow_pickle: bool) -> bool:
@@ -210,9 +219,23 @@ def _named(copy: str) -> list[str]:
     return [f"*.{copy}{mark}*" for mark in ".-"]
 
 
+def lacking(sub: Path, part: Part) -> str:
+    """What a part's folder lacks besides weights: without it a library would stop, or make an empty tokenizer. "" if nothing."""
+    if part.role.startswith("tokenizer"):
+        if any(all((sub / name).is_file() for name in names) for names in VOCABULARIES):
+            return ""
+        return f"vocabulary ({'; or '.join(' and '.join(names) for names in VOCABULARIES)})"
+    if part.role == "scheduler" or part.weights:
+        name = "config.json" if part.weights else "scheduler_config.json"
+        return "" if (sub / name).is_file() else name
+    return "" if sub.is_dir() and next(sub.iterdir(), None) is not None else "file"
+
+
 def _present(sub: Path, part: Part, variant: str | None, allow_pickle: bool) -> bool:
+    if lacking(sub, part):
+        return False
     if not part.weights:
-        return sub.is_dir() and next(sub.iterdir(), None) is not None
+        return True
     kinds = WEIGHTS + (PICKLED if allow_pickle else ())
     names = [path.name for kind in kinds for path in sub.glob(kind)]
     marked = {n for copy in ([variant] if variant else COPIES) for p in _named(copy) for n in fnmatch.filter(names, p)}

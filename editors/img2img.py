@@ -62,7 +62,7 @@ class Img2Img(UNetEditor):
     def timesteps(self, n: int) -> torch.Tensor:
         """The timesteps that an edit of n scheduler steps runs at the default strength: int(n · strength) of them."""
         scheduler = fresh_scheduler(self.parts["scheduler"])
-        scheduler.set_timesteps(n)
+        scheduler.set_timesteps(self._checked({"steps": n})["steps"])
         kept = dict.fromkeys(float(t) for t in kept_timesteps(scheduler, n, self._defaults["strength"]))
         return torch.tensor(list(kept), dtype=torch.float32, device=self.device)
 
@@ -107,6 +107,13 @@ class Img2ImgXL(XLText, Img2Img):
     DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "steps": 50, "strength": 0.3, "guidance": 5.0, "negative_prompt": None, "eta": 0.0,
     }  # fmt: skip
+
+    def _part_dtype(self, role: str) -> torch.dtype:
+        # diffusers' SDXL image-to-image pipeline encodes in float32 wherever the VAE asks for it, under bfloat16 too (its
+        # instruct pipeline: under float16 only). Decoding in float32 as well only spares a rounding.
+        if role == "vae" and self.vae.config.force_upcast:
+            return torch.float32
+        return super()._part_dtype(role)
 
     @classmethod
     def _index_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:

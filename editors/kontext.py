@@ -17,7 +17,7 @@ from isr.errors import UsageError
 
 from .flow import FlowEditor, two_way
 from .loading import Part
-from .text import Text, columns_of, joined, tiled, tokens_of
+from .text import Text, columns_of, joined, read_columns, tiled, tokens_of
 
 __all__ = ["Kontext"]
 
@@ -51,6 +51,7 @@ class Kontext(FlowEditor):
     FAMILY: ClassVar[str] = "flux-kontext"
     TEXT_ROLES: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     MAX_SHIFT: ClassVar[float] = 1.15
+    GRID: ClassVar[frozenset[str]] = frozenset({"sigmas", "mu"})
     DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "steps": 28, "guidance": 3.5, "true_guidance": 1.0, "negative_prompt": "",
     }  # fmt: skip
@@ -89,7 +90,8 @@ class Kontext(FlowEditor):
 
     def word_columns(self, prompt: str, word: str | None = None) -> tuple[int, ...]:
         """Columns of T5's tokens, the only text in the sequence (CLIP gives one pooled vector)."""
-        return tuple(columns_of(self.parts["tokenizer_2"], prompt, word, limit=self.max_sequence_length))
+        length = self.max_sequence_length
+        return read_columns(columns_of(self.parts["tokenizer_2"], prompt, word, limit=length), prompt, word, length)
 
     # -------------------------------------------------------------------------------------------------- denoiser
 
@@ -188,7 +190,7 @@ class Kontext(FlowEditor):
             out = self._call(denoise, torch.cat([z] * 2) if guided else z, t, cond, wrap=wrap)
             return two_way(out, {"guidance": settings["true_guidance"]}) if guided else out
 
-        return self._solve(self._randn(cond.shape, generators), scheduler, scheduler.timesteps, velocity)
+        return self._solve(self._randn(cond.shape, generators), scheduler, scheduler.timesteps, velocity, generators)
 
 
 def packed(z: torch.Tensor) -> torch.Tensor:

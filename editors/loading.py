@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from isr.errors import IsrError
 
-from .hub import PICKLED, EditorLoadError, Location, Part, check_environment, locate
+from .hub import PICKLED, EditorLoadError, Location, Part, check_environment, lacking, locate
 
 __all__ = [
     "EditorLoadError",
@@ -42,6 +43,9 @@ class EditorMemoryError(IsrError):
 def read_index(folder: Path, *, pipelines: Sequence[str] = (), editor: str = "this editor") -> dict[str, Any]:
     """model_index.json of a folder, checked for being a checkpoint of the right family."""
     index = folder / "model_index.json"
+    if not folder.is_dir():
+        what = "is a file; give the folder that contains model_index.json" if folder.exists() else ""
+        raise EditorLoadError(f"{str(folder)!r} {what}" if what else f"there is no folder {str(folder)!r}")
     if not index.is_file():
         inside = sorted(p.name for p in folder.iterdir())[:8]
         raise EditorLoadError(
@@ -122,21 +126,57 @@ def _build(
     kind = getattr(importlib.import_module(library), cls, None)
     if kind is None:
         raise EditorLoadError(f"the installed {library} has no {cls}; update it:  pip install -U {library}")
+    what, again = (
+        f"the {part.role!r} part of {str(folder)!r}",
+        "the files are incomplete or damaged: download them again",
+    )
     options: dict[str, Any] = {"local_files_only": True}
+    if missing := lacking(folder / part.role, part):
+        raise EditorLoadError(f"{what} has no {missing}; {again}")
     if part.weights:
-        options |= {"use_safetensors": _safetensors(folder / part.role, part, allow_pickle)}
+        options |= {
+            "output_loading_info": True,
+            "use_safetensors": _safetensors(folder / part.role, part, allow_pickle),
+        }
         if variant:
             options["variant"] = variant
         if dtype is not None:
             options["torch_dtype" if library == "diffusers" else "dtype"] = dtype
+    damage = _damage()
+    known: tuple[type[Exception], ...] = (*damage, *_DAMAGE_OR_VERSION, MemoryError)
     try:
         made = kind.from_pretrained(str(folder / part.role), **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise EditorLoadError(
-            f"the {part.role!r} part of {str(folder)!r} cannot be read ({type(error).__name__}: {str(error)[:300]}); "
-            "the files are incomplete or damaged: download them again"
-        ) from error
-    return made.requires_grad_(False).eval() if part.weights else made
+    except ImportError as error:
+        raise EditorLoadError(f"{what} needs a package that is not installed: {str(error)[:300]}") from error
+    except known as error:
+        said = f"({type(error).__name__}: {str(error)[:300]})"
+        if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+            raise EditorMemoryError(
+                f"there is no memory for {what} {said}; free some, or load it with dtype='bfloat16' (or 'float16')"
+            ) from error
+        if not isinstance(error, damage):
+            again += f", or the installed {library} does not fit them: pip install -U {library}"
+        raise EditorLoadError(f"{what} cannot be read {said}; {again}") from error
+    if not part.weights:
+        return made
+    model, found = made
+    absent = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if absent:
+        # Both libraries would fill the gap with random numbers.
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        raise EditorLoadError(f"{what} lacks {', '.join(absent[:5])}{more} among its weights; {again}")
+    return model.requires_grad_(False).eval()
+
+
+#: What both a damaged file and another version's configuration raise.
+_DAMAGE_OR_VERSION = (ValueError, LookupError, RuntimeError, TypeError, AttributeError)
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What the libraries raise for files that are cut off or of another kind."""
+    from safetensors import SafetensorError
+
+    return (OSError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 def _safetensors(sub: Path, part: Part, allow_pickle: bool) -> bool:

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import PIL.Image
 import torch
 from torch.nn import functional as F
 
 from isr.errors import UsageError
 
+from .checks import check_call, check_masks
 from .flow import FlowEditor, three_way, two_way
 from .img2img import sampled_latents
 from .loading import Part
-from .text import Text, columns_of, joined, tiled, tokens_of
+from .pixels import to_pixels
+from .text import Text, columns_of, joined, log, read_columns, tiled, tokens_of
 
 __all__ = ["SD3Img2Img", "SD3Instruct"]
 
@@ -51,6 +54,10 @@ class SD3Editor(FlowEditor):
         if max_sequence_length < 0 or (max_sequence_length == 0 and parts.get("text_encoder_3") is not None):
             raise UsageError(
                 f"max_sequence_length must be at least 1 (0 where there is no T5 encoder), got {max_sequence_length}"
+            )
+        if parts.get("text_encoder_3") is not None and parts.get("tokenizer_3") is None:
+            raise UsageError(
+                "text_encoder_3 needs tokenizer_3; give both, or leave both out: without=['text_encoder_3', 'tokenizer_3']"
             )
         self.max_sequence_length = max_sequence_length
         super().__init__(parts, **options)
@@ -89,12 +96,13 @@ class SD3Editor(FlowEditor):
     def word_columns(self, prompt: str, word: str | None = None) -> tuple[int, ...]:
         """Columns in the CLIP segment, then in the T5 segment (another tokenisation of the same word)."""
         tokenizer = self.parts["tokenizer"]
-        columns = columns_of(tokenizer, prompt, word)
+        columns, length = columns_of(tokenizer, prompt, word), int(tokenizer.model_max_length)
         if self.parts.get("text_encoder_3") is not None:
             start = int(tokenizer.model_max_length)
             more = columns_of(self.parts["tokenizer_3"], prompt, word, limit=self.max_sequence_length)
             columns = [*columns, *(start + c for c in more)]
-        return tuple(columns)
+            length = max(length, self.max_sequence_length)
+        return read_columns(columns, prompt, word, length)
 
     # -------------------------------------------------------------------------------------------------- denoiser
 
@@ -107,6 +115,13 @@ class SD3Editor(FlowEditor):
             raise UsageError(
                 f"{self.name}'s transformer takes {self.denoiser.config.in_channels} channels, got {channels}; "
                 "pass cond=editor.condition(x)"
+            )
+        most = int(self.denoiser.config.pos_embed_max_size) * int(self.denoiser.config.patch_size)
+        if max(noisy.shape[-2:]) > most:
+            raise UsageError(
+                f"{self.name} takes pictures of at most {most * self.vae_factor} pixels a side, got "
+                f"{noisy.shape[-2] * self.vae_factor}×{noisy.shape[-1] * self.vae_factor} (height × width); load it with "
+                f"resolution={most * self.vae_factor} or less"
             )
         text = text.tiled(batch)
         with self._using("transformer"):
@@ -128,6 +143,7 @@ class SD3Img2Img(SD3Editor):
 
     PIPELINES: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
     DEFAULTS: ClassVar[Mapping[str, Any]] = {"steps": 50, "strength": 0.6, "guidance": 7.0, "negative_prompt": ""}
+    _blind_told = False
 
     def condition(self, x: torch.Tensor) -> None:  # noqa: ARG002
         """None: the image enters through the start latent only."""
@@ -157,6 +173,13 @@ class SD3Img2Img(SD3Editor):
     ) -> torch.Tensor:
         scheduler = self._scheduled(settings["steps"], (int(x.shape[-2]), int(x.shape[-1])))
         timesteps = self._kept(scheduler, settings["steps"], settings["strength"])
+        if not self._blind_told and float(self.levels(timesteps[:1])[1]) >= 1:
+            self._blind_told = True
+            log.warning(
+                "%s starts an edit of steps=%s at strength=%s from pure noise, so the picture has no part in it; take a lower "
+                "strength, or more steps",
+                self.name, settings["steps"], settings["strength"],
+            )  # fmt: skip
         guided = settings["guidance"] > 1
         text = self._text(prompts)
         if guided:
@@ -171,7 +194,7 @@ class SD3Img2Img(SD3Editor):
 
         z = self.scaled(sampled_latents(self._posterior(x), generators))
         z = scheduler.scale_noise(z, timesteps[:1].repeat(len(z)), self._randn(z.shape, generators))
-        return self._solve(z, scheduler, timesteps, velocity)
+        return self._solve(z, scheduler, timesteps, velocity, generators)
 
 
 class SD3Instruct(SD3Editor):
@@ -197,6 +220,7 @@ class SD3Instruct(SD3Editor):
         self.masked = channels == 3 * latent
         if max_sequence_length is None:
             max_sequence_length = int(parts["tokenizer"].model_max_length)
+        self._whites: dict[tuple[Any, ...], torch.Tensor] = {}
         super().__init__(parts, max_sequence_length=max_sequence_length, **options)
 
     def _record(self) -> dict[str, Any]:
@@ -213,18 +237,79 @@ class SD3Instruct(SD3Editor):
         if mask is None:
             return self.condition_of(self.latents(x))
         if not self.masked:
-            raise UsageError(f"{self.name} has no mask channels; leave mask out")
+            raise UsageError(f"{self.name} has no mask channels; leave masks out, or load a checkpoint that has them")
         return torch.cat([self.latents(x), self.latents(mask)], dim=1)
+
+    def edit(
+        self,
+        images: Sequence[PIL.Image.Image],
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        masks: Sequence[PIL.Image.Image] | None = None,
+        **settings: Any,
+    ) -> list[PIL.Image.Image]:
+        """One edit per picture, as every editor's; with `masks` under one mask each, and one picture at a time.
+
+        masks: black and white or grey pictures (mode 1, L, P or RGB, of which the grey is taken) of the pictures' sizes, white
+            where the edit may happen; None: white everywhere. Transparency, other modes and levels of 0 and 1 only are refused.
+        """
+        if masks is None:
+            return super().edit(images, prompts, seeds=seeds, **settings)
+        check_call(images, prompts, seeds)
+        edits = []
+        for image, prompt, seed, mask in zip(images, prompts, seeds, check_masks(masks, images), strict=True):
+            one = to_pixels([mask.convert("RGB")])
+            edits += super().edit([image], [prompt], seeds=[seed], **settings, _masks=one)
+        return edits
+
+    def rollout(
+        self,
+        x: torch.Tensor,
+        prompts: Sequence[str],
+        steps: int,
+        *,
+        seeds: Sequence[int],
+        checkpoint: bool = True,
+        masks: torch.Tensor | None = None,
+        **settings: Any,
+    ) -> torch.Tensor:
+        """A differentiable edit, as every editor's; `masks`: as for `condition`, of the shape of x."""
+        if masks is not None and (masks.shape != x.shape or not masks.is_floating_point()):
+            raise UsageError(
+                f"masks must be float pixels {tuple(x.shape)} in [0, 1], as x, got {masks.dtype} {tuple(masks.shape)}"
+            )
+        return super().rollout(x, prompts, steps, seeds=seeds, checkpoint=checkpoint, **settings, _masks=masks)
+
+    def _checked(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """One call's mask pictures go with its settings (to `_denoise`), so that calls at the same time never share them."""
+        masks = settings.get("_masks")
+        checked = super()._checked({key: value for key, value in settings.items() if key != "_masks"})
+        return checked if masks is None else {**checked, "_masks": masks}
 
     def condition_of(self, raw: torch.Tensor) -> torch.Tensor:
         """The same from raw latents, the mask white."""
         if not self.masked:
             return raw
-        size = [side * self.vae_factor for side in raw.shape[-2:]]
-        with self._using("vae"):
-            white = torch.ones((1, 3, *size), device=self.device, dtype=self.vae.dtype)
-            mask = self.vae.encode(white).latent_dist.mode()
+        mask = self._white(int(raw.shape[-2]) * self.vae_factor, int(raw.shape[-1]) * self.vae_factor)
         return torch.cat([raw, mask.to(raw).expand(raw.shape[0], -1, -1, -1)], dim=1)
+
+    def _white(self, height: int, width: int) -> torch.Tensor:
+        """The mode of a white picture, (1, C, h, w): a constant, so it is remembered for the last few sizes and an attack pays
+        one encoder pass per iteration. Another VAE, device or precision makes it anew."""
+        kind = self.device.type
+        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        key = (height, width, self.vae, self.device, self.vae.dtype, half)
+        found = self._whites.get(key)
+        if found is None:
+            # Gradients go through it later, which a tensor made in inference mode would refuse.
+            with torch.inference_mode(mode=False), torch.no_grad(), self._using("vae"):
+                white = torch.ones((1, 3, height, width), device=self.device, dtype=self.vae.dtype)
+                found = self.vae.encode(white).latent_dist.mode()
+            if len(self._whites) >= 4:
+                self._whites.clear()
+            self._whites[key] = found
+        return found
 
     def _denoise(
         self,
@@ -235,7 +320,7 @@ class SD3Instruct(SD3Editor):
         *,
         wrap: bool,
     ) -> torch.Tensor:
-        cond = self.condition_of(self.latents(x))
+        cond = self.condition(x, settings.get("_masks"))
         scheduler = self._scheduled(settings["steps"], (int(x.shape[-2]), int(x.shape[-1])))
         guided = settings["guidance"] > 1 and settings["image_guidance"] >= 1
         text = self._text(prompts)
@@ -252,4 +337,4 @@ class SD3Instruct(SD3Editor):
             return three_way(out, settings) if guided else out
 
         shape = (len(x), self.vae.config.latent_channels, *cond.shape[-2:])
-        return self._solve(self._randn(shape, generators), scheduler, scheduler.timesteps, velocity)
+        return self._solve(self._randn(shape, generators), scheduler, scheduler.timesteps, velocity, generators)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 
 from isr.errors import UsageError
 
-__all__ = ["checked_options", "checked_settings", "fresh_scheduler", "other_scheduler", "torch_device", "torch_dtype"]
+__all__ = [
+    "check_scheduler",
+    "checked_offload",
+    "checked_options",
+    "checked_settings",
+    "fresh_scheduler",
+    "scheduler_class",
+    "torch_device",
+    "torch_dtype",
+    "whole_number",
+]
 
 
 def checked_settings(editor: str, known: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,6 +66,30 @@ def checked_options(cls: type, options: Mapping[str, Any]) -> None:
             f"{cls.__name__} has no option {', '.join(map(repr, unknown))}; it takes: {', '.join(sorted(known | loading))}"
         )
     checked_settings(cls.__name__, getattr(cls, "DEFAULTS"), options.get("defaults") or {})  # noqa: B009
+    for name, least in (("batch_size", 1), ("resolution", 1), ("max_sequence_length", 0)):
+        if name in options and (options[name] is not None or name == "batch_size"):
+            whole_number(name, options[name], least)
+    checked_offload(cls.__name__, getattr(cls, "OFFLOADS"), options.get("offload"))  # noqa: B009
+    if options.get("scheduler") is not None:
+        scheduler_class(cls, options["scheduler"])
+
+
+def whole_number(name: str, value: Any, least: int, why: str = "") -> int:
+    """A whole number of at least `least`, as an int; anything else raises."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name} must be a whole number of at least {least}{why}, got {value!r}")
+    return int(value)
+
+
+def checked_offload(editor: str, known: Sequence[str | None], offload: Any) -> None:
+    """Raise for a way of offloading that an editor does not have."""
+    if offload not in known:
+        raise UsageError(f"offload must be {_either(known)} for {editor}, got {offload!r}")
+
+
+def _either(values: Sequence[Any]) -> str:
+    *first, last = map(repr, values)
+    return f"{', '.join(first)} or {last}"
 
 
 def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -68,7 +103,7 @@ def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def torch_device(device: str | torch.device | None) -> torch.device:
-    """A torch device from its name; None: CUDA where there is one."""
+    """A torch device from its name, one that is here; None: CUDA where there is one."""
     cuda = torch.cuda.is_available()
     try:
         made = torch.device(device if device is not None else ("cuda" if cuda else "cpu"))
@@ -81,19 +116,45 @@ def torch_device(device: str | torch.device | None) -> torch.device:
             f"device={str(device)!r} is not here: torch {torch.__version__} sees {torch.cuda.device_count() if cuda else 0} CUDA devices; "
             "use device='cpu', or install a torch built for your GPU"
         )
+    if made.type not in ("cpu", "cuda"):
+        try:
+            here = torch.zeros(1, device=made).cpu().numel() == 1
+        except (RuntimeError, AssertionError, ImportError):  # NotImplementedError is a RuntimeError
+            here = False
+        if not here:
+            raise UsageError(
+                f"device={str(device)!r} is not here: torch {torch.__version__} cannot use it on this machine; use device='cpu'"
+            )
     return made
 
 
-def other_scheduler(scheduler: Any, name: str) -> Any:
-    """Another scheduler class of diffusers with this scheduler's configuration."""
+def scheduler_class(cls: Any, name: Any) -> Any:
+    """A scheduler class of diffusers that can sample for an editor's class, by name."""
     import diffusers
 
-    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    kind = getattr(diffusers, name, None) if isinstance(name, str) and name.endswith("Scheduler") else None
     if kind is None:
+        raise UsageError(f"scheduler must be a scheduler class of diffusers such as {cls.SCHEDULER!r}, got {name!r}")
+    check_scheduler(cls, kind)
+    return kind
+
+
+def check_scheduler(cls: Any, kind: Any, own: Any = None) -> None:
+    """Raise where a scheduler class reads a family's outputs as something else than they are, or cannot run at all.
+
+    Args:
+        cls: an editor's class, which says so in `scheduler_problem`. kind: the scheduler's class.
+        own: the checkpoint's scheduler, where it is known.
+    """
+    try:
+        problem = cls.scheduler_problem(kind, own)
+    except ImportError as error:  # a few schedulers need a package of their own
+        problem = f"it needs a package that is not installed: {' '.join(str(error).split())[:200]}"
+    if problem:
         raise UsageError(
-            f"scheduler must be a scheduler class of diffusers such as 'EulerAncestralDiscreteScheduler', got {name!r}"
+            f"the scheduler {kind.__name__} cannot sample for {cls.__name__}: {problem}; choose another, e.g. "
+            f"scheduler={cls.SCHEDULER!r}"
         )
-    return kind.from_config(scheduler.config)
 
 
 def fresh_scheduler(scheduler: Any) -> Any:

@@ -18,7 +18,7 @@ from isr.protocols import Traits
 
 from .checks import check_call
 from .loading import Part, check_environment, fingerprint, load_parts, locate, memory_hint, read_index
-from .options import checked_options, checked_settings, torch_device, torch_dtype
+from .options import checked_offload, checked_options, checked_settings, torch_device, torch_dtype
 from .pixels import generator_of
 
 __all__ = ["PromptProcessor", "QwenEdit"]
@@ -72,6 +72,7 @@ class QwenEdit:
     PIPELINES: ClassVar[tuple[str, ...]] = ("QwenImageEditPipeline",)
     FAMILY: ClassVar[str] = "qwen-edit"
     DEFAULTS: ClassVar[Mapping[str, Any]] = {"steps": 50, "guidance": 4.0, "negative_prompt": " "}
+    OFFLOADS: ClassVar[tuple[str | None, ...]] = (None, "model")
 
     def __init__(
         self,
@@ -86,8 +87,7 @@ class QwenEdit:
         vae_tiling: bool = False,
         vae_slicing: bool = False,
     ) -> None:
-        if offload not in (None, "model"):
-            raise UsageError(f"offload must be None or 'model' for {name}, got {offload!r}")
+        checked_offload(name, self.OFFLOADS, offload)
         self.pipeline = pipeline
         self._name = name
         self._origin = dict(origin or {})

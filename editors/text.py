@@ -12,7 +12,9 @@ import torch
 
 from isr.errors import UsageError
 
-__all__ = ["Text", "columns_of", "joined", "tiled", "tokens_of"]
+from .checks import check_prompts
+
+__all__ = ["Text", "columns_of", "joined", "read_columns", "tiled", "tokens_of"]
 
 log = logging.getLogger("isr.editors")
 
@@ -69,6 +71,7 @@ def joined(texts: Sequence[Text]) -> Text:
 
 def tokens_of(tokenizer: Any, prompts: Sequence[str], editor: str, *, length: int | None = None) -> Any:
     """Padded, truncated tokens of one tokenizer; a prompt that is cut is said so."""
+    check_prompts(prompts)
     length = length or int(tokenizer.model_max_length)
     for prompt, ids in zip(
         prompts, tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"], strict=True
@@ -99,3 +102,13 @@ def columns_of(tokenizer: Any, prompt: str, word: str | None, *, limit: int | No
             f"word={word!r} does not stand in the prompt {prompt!r}; choose one of its words, or None for all"
         )
     return [i for i in content if any(spans[i][0] < end and spans[i][1] > start for start, end in places)]
+
+
+def read_columns(columns: Sequence[int], prompt: str, word: str | None, length: int) -> tuple[int, ...]:
+    """Columns as they are; raises where a word has none, because the prompt is cut before it."""
+    if word is not None and not columns:
+        raise UsageError(
+            f"word={word!r} has no token among the first {length} of the prompt, which is all that is read of it; shorten the "
+            f"prompt, or choose another word: {prompt[:80]!r}"
+        )
+    return tuple(columns)

@@ -38,6 +38,14 @@ _NO_SAMPLE = frozenset(
 )  # fmt: skip
 
 
+#: Schedulers for something else than sampling with this checkpoint's own schedule and the seeds of its pictures.
+_NOT_FOR_EDITS = {
+    "CogVideoXDDIMScheduler": "it shifts the schedule", "CogVideoXDPMScheduler": "it shifts the schedule",
+    "DDIMInverseScheduler": "it runs towards noise", "DPMSolverMultistepInverseScheduler": "it runs towards noise",
+    "DPMSolverSDEScheduler": "its noise does not follow the pictures' seeds", "UnCLIPScheduler": "it has a schedule of its own",
+}  # fmt: skip
+
+
 class UNetEditor(DiffusionEditor):
     """Variance-preserving diffusion with a cross-attention U-Net: schedule, features, attention, CLIP text."""
 
@@ -46,6 +54,20 @@ class UNetEditor(DiffusionEditor):
     DENOISER: ClassVar[str] = "unet"
 
     # -------------------------------------------------------------------------------------------------- schedule
+
+    @classmethod
+    def scheduler_problem(cls, kind: Any, own: Any = None) -> str:
+        """Diffusion schedules only: with ᾱ, or Karras' (EDM) where the checkpoint has that already."""
+        if kind.__name__ in _NOT_FOR_EDITS:
+            return _NOT_FOR_EDITS[kind.__name__]
+        edm = kind.__name__.startswith("EDM")
+        if not edm:
+            vp = not set(_needs(kind.__init__)) - {"self", "args", "kwargs"} and hasattr(kind(), "alphas_cumprod")
+            if not vp or _needs(kind.step) != ["self", "model_output", "timestep", "sample"]:
+                return "it is not for variance-preserving diffusion (epsilon, v or sample), which this network does"
+        if own is not None and edm != type(own).__name__.startswith("EDM"):
+            return f"its noise levels are not those of the checkpoint's own {type(own).__name__}"
+        return ""
 
     @property
     def prediction(self) -> Kind:
@@ -61,12 +83,18 @@ class UNetEditor(DiffusionEditor):
     def timesteps(self, n: int) -> torch.Tensor:
         """The timesteps of an n-step edit, from noisy to clean, (n,) float32. (A multistep sampler's repeats are left out.)"""
         scheduler = fresh_scheduler(self.parts["scheduler"])
-        scheduler.set_timesteps(n)
+        scheduler.set_timesteps(self._checked({"steps": n})["steps"])
         kept = dict.fromkeys(float(t) for t in scheduler.timesteps)
         return torch.tensor(list(kept), dtype=torch.float32, device=self.device)
 
     def levels(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return vp_levels(self.parts["scheduler"].alphas_cumprod, t)
+        scheduler = self.parts["scheduler"]
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise UsageError(
+                f"noise levels are not defined for this editor ({self.name!r}): its sampler {type(scheduler).__name__} has no "
+                "table of ᾱ; it edits, but attacks that add noise need another checkpoint"
+            )
+        return vp_levels(scheduler.alphas_cumprod, t)
 
     # ------------------------------------------------------------------------------------------------------ text
 
@@ -226,6 +254,11 @@ class InstructPix2Pix(UNetEditor):
                 out = plain + s_text * (with_text - with_image) + s_image * (with_image - plain)
             z = scheduler.step(out, t, z, return_dict=False, **options)[0]
         return z
+
+
+def _needs(function: Any) -> list[str]:
+    """Names of the arguments without a default."""
+    return [name for name, one in inspect.signature(function).parameters.items() if one.default is one.empty]
 
 
 def _forward_order(unet: Any) -> list[str]:

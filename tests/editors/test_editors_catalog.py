@@ -20,7 +20,7 @@ from isr.editors.hub import EditorLoadError
 
 from isr.cli import main
 from isr.errors import MissingExtraError, RegistryError, UsageError
-from isr.protocols import Editor
+from isr.protocols import Editor, Traits
 from isr.registry import EDITORS
 
 
@@ -74,6 +74,50 @@ def test_the_command_lists_every_editor(capsys: pytest.CaptureFixture[str]) -> N
     assert "12 B, 1024 px" in line
     assert "Non-Commercial License (gated)" in line
     assert {row["name"] for row in rows()} >= {"function", "mini-ip2p"}
+
+
+def test_plugins_show_what_their_traits_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Brighten:
+        traits = Traits(
+            white_box=False, family="function", licence="MIT", native_size=256, source="https://example.org"
+        )
+
+    def factory() -> Any:
+        raise AssertionError("a plugin is not made to be listed")
+
+    def broken(name: str) -> Any:
+        if name == "broken":
+            raise RegistryError("cannot be loaded")
+        return EDITORS._local[name]
+
+    for name, target in (
+        ("brighten", Brighten),
+        ("white", type("White", (), {"traits": Traits(white_box=True)})),
+        ("some", factory),
+        ("broken", 3),
+    ):
+        monkeypatch.setitem(EDITORS._local, name, target)
+    monkeypatch.setattr(EDITORS, "load", broken)
+    found = {row["name"]: row for row in rows()}
+    assert [found["brighten"][c] for c in ("family", "size", "licence", "white-box", "source")] == [
+        "function", "–, 256 px", "MIT", "no", "https://example.org"
+    ]  # fmt: skip
+    assert [found["white"][c] for c in ("family", "size", "licence", "white-box")] == ["plugin", "–", "?", "yes"]
+    for name in ("some", "broken"):
+        assert [found[name][c] for c in ("family", "licence", "white-box")] == ["plugin", "?", "?"]
+
+
+def test_a_plugin_that_fails_on_import_is_a_row_like_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    (tmp_path / "editor_plugin_that_raises.py").write_text("raise RuntimeError('no licence server')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("unlucky", "editor_plugin_that_raises:Editor", "isr.editors")
+    found = list(EDITORS._found())
+    monkeypatch.setattr(EDITORS, "_found", lambda: [*found, (point, "unlucky-editors")])
+    table = {row["name"]: row for row in rows()}
+    assert [table["unlucky"][c] for c in ("family", "licence", "white-box")] == ["plugin", "?", "?"]
+    assert table["ip2p"]["family"] == "unet"
 
 
 def test_sizes_for_a_reader() -> None:
@@ -215,11 +259,73 @@ def test_defaults_are_the_pipelines_own() -> None:
     assert departing == {"hq-edit"}
 
 
+def test_sizes_that_the_cards_ask_for() -> None:
+    """The cards of HQ-Edit and UltraEdit bring pictures to 512 first; larger ones are not what these two were trained on."""
+    found = {name: row.load.get("resolution") for name, row in entries().items() if "resolution" in row.load}
+    assert found == {
+        "hq-edit": 512,
+        "ultraedit-sd3": 512,
+        "sdxl-ip2p": 768,
+        "sdxl-img2img": 1024,
+        "sd3": 1024,
+        "sd35": 1024,
+    }
+
+
+def test_a_folder_is_told_which_settings_it_does_not_get(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("diffusers")
+    import tiny
+
+    ip2p, sd15 = tiny.build("ip2p", tmp_path / "a"), tiny.build("sd15", tmp_path / "b")
+    with caplog.at_level("INFO", logger="isr.editors"):
+        assert load_editor(ip2p, device="cpu").settings()["scheduler"] == "DDIMScheduler"
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert caplog.records[0].levelname == "INFO", "nothing is wrong with a folder of one's own"
+        assert "is loaded with the settings of the checkpoint and its class" in said
+        assert "load_editor('ip2p', source=…) or 'hq-edit'" in said
+        caplog.clear()
+        load_editor(sd15, device="cpu")  # the catalogue has none for this family
+        load_editor("ip2p", source=str(ip2p), device="cpu")
+    assert caplog.records == []
+
+
 def test_a_folder_of_no_known_family_is_told_so(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     (tmp_path / "model_index.json").write_text('{"_class_name": "AudioPipeline"}')
     with pytest.raises(EditorLoadError, match="holds a AudioPipeline, which no editor here serves"):
         load_editor(tmp_path)
+
+
+def test_a_folder_in_the_way_does_not_win_over_a_registered_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be edited with other settings than the catalogue's, and nobody would notice."""
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "model_index.json").write_text('{"_class_name": "AudioPipeline"}')
+    monkeypatch.chdir(tmp_path)
+    registered = FunctionEditor(lambda image, prompt, seed: image)
+    monkeypatch.setitem(EDITORS._local, "mirror", lambda: registered)
+    assert load_editor("mirror") is registered
+    pytest.importorskip("diffusers")
+    for folder in ("./mirror", Path("mirror")):
+        with pytest.raises(EditorLoadError, match="holds a AudioPipeline"):
+            load_editor(folder)
+
+
+def test_a_class_is_not_an_editor_yet() -> None:
+    class Brighten:
+        name = "brighten"
+        traits = Traits()
+
+        def settings(self, **overrides: Any) -> dict[str, Any]:
+            return {}
+
+        def edit(self, images: Any, prompts: Any, *, seeds: Any, **settings: Any) -> list[PIL.Image.Image]:
+            return list(images)
+
+    with pytest.raises(UsageError, match=r"Brighten is a class, not an editor; call it: load_editor\(Brighten\(…\)\)"):
+        load_editor(Brighten)
+    assert load_editor(Brighten()).name == "brighten"
 
 
 # ------------------------------------------------------------------------------------------------ functions
@@ -247,6 +353,14 @@ def test_a_function_may_draw_on_its_picture_but_not_on_ours() -> None:
     assert load_editor(draws).name == "draws"
 
 
+def test_a_function_takes_any_whole_number_as_seed() -> None:
+    """Only torch's generators end at 64 bits; what a function does with its seed is its own."""
+    seen: list[int] = []
+    editor = load_editor(lambda image, prompt, seed: seen.append(seed) or image)
+    editor.edit([picture()] * 2, ["x"] * 2, seeds=[2**70, -(2**63) - 1])
+    assert seen == [2**70, -(2**63) - 1]
+
+
 def test_sizes_and_seedless_functions() -> None:
     def halve(image: PIL.Image.Image, prompt: str) -> PIL.Image.Image:
         return image.resize((image.width // 2, image.height // 2))
@@ -259,6 +373,23 @@ def test_sizes_and_seedless_functions() -> None:
         8,
         6,
     )
+
+
+def test_what_traits_and_settings_cannot_take_back() -> None:
+    """Tables read the traits: an editor without seeds must not pass for one that has them."""
+
+    def seedless(image: PIL.Image.Image, prompt: str) -> PIL.Image.Image:
+        return image
+
+    editor = load_editor(seedless, seedable=False, traits=Traits(licence="MIT", white_box=True))
+    assert (editor.traits.seedable, editor.traits.white_box) == (False, False)
+    assert (editor.traits.licence, editor.traits.family) == ("MIT", "function")
+    assert editor.settings()["seedable"] is False
+    takes_one_in_vain = load_editor(lambda image, prompt, seed: image, traits=Traits(seedable=False))
+    assert (takes_one_in_vain.traits.seedable, takes_one_in_vain.settings()["seedable"]) == (False, False)
+    for key in ("editor", "family", "seedable", "restore_size"):
+        with pytest.raises(UsageError, match=rf"must not name '{key}', which are recorded anyway"):
+            load_editor(seedless, seedable=False, settings={key: "other"})
 
 
 @pytest.mark.parametrize(

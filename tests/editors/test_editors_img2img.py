@@ -210,3 +210,26 @@ def test_default_layers_of_sdxl_have_one_shape(editors: dict[str, Any]) -> None:
 def test_too_little_strength_says_so(editors: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"strength=0.3 of steps=3 leaves no step to run; raise steps to at least 4"):
         editors["sdxl"].edit(surface.pictures(1), ["x"], seeds=[1], steps=3)
+
+
+def test_the_vae_of_sdxl_stays_in_float32_where_its_pipeline_has_it_so(folders: dict[str, Path]) -> None:
+    """Image to image encodes in float32 wherever the VAE asks for it (force_upcast), the instruct pipeline under float16 only."""
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    folder = folders["sdxl"]
+    editor = Img2ImgXL.from_pretrained(str(folder), device="cpu", dtype="bfloat16")
+    assert editor.vae.config.force_upcast
+    assert (editor.vae.dtype, editor.denoiser.dtype) == (torch.float32, torch.bfloat16)
+    instruct = InstructPix2PixXL.from_pretrained(str(folders["sdxl-ip2p"]), device="cpu", dtype="bfloat16")
+    assert instruct.vae.dtype == torch.bfloat16
+    assert (editor.settings()["dtype"], editor.settings()["vae_dtype"]) == ("bfloat16", "float32")
+    assert "vae_dtype" not in instruct.settings(), "one precision says it all"
+    pipeline = StableDiffusionXLImg2ImgPipeline.from_pretrained(
+        str(folder), local_files_only=True, torch_dtype=torch.bfloat16, add_watermarker=False
+    )
+    seen: list[Any] = []
+    encode = pipeline.vae.encode
+    pipeline.vae.encode = lambda x: seen.append(x.dtype) or encode(x)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline("x", image=surface.pictures(1), num_inference_steps=2, strength=0.5, output_type="latent")
+    assert seen == [torch.float32], "the pipeline does so, too"

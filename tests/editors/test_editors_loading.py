@@ -19,6 +19,7 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 
 import editor_surface as surface  # noqa: E402
 import tiny  # noqa: E402
+from isr.editors import load_editor  # noqa: E402
 from isr.editors.hub import check_environment, locate  # noqa: E402
 from isr.editors.loading import EditorLoadError, EditorMemoryError, fingerprint, memory_hint  # noqa: E402
 from isr.editors.unet import InstructPix2Pix  # noqa: E402
@@ -75,12 +76,6 @@ def test_missing_parts_and_weights_say_which(folder: Path) -> None:
         InstructPix2Pix.from_pretrained(str(folder))
 
 
-def test_damaged_weights_say_so(folder: Path) -> None:
-    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"not a tensor file")
-    with pytest.raises(EditorLoadError, match=r"the 'vae' part of .* cannot be read .* download them again"):
-        load(folder)
-
-
 def test_code_in_a_checkpoint_is_never_run(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     index["unet"] = ["my_pipeline", "Surprise"]
@@ -112,6 +107,15 @@ def test_pickled_weights_need_consent(folder: Path, made: Path) -> None:
         assert torch.equal(a, b)
 
 
+def test_damaged_pickles_say_so(folder: Path) -> None:
+    path = _weights(folder, "vae")
+    path.unlink()
+    for content in (b"not a pickle", b""):
+        path.with_suffix(".bin").write_bytes(content)
+        with pytest.raises(EditorLoadError, match=r"the 'vae' part of .* cannot be read"):
+            load(folder, allow_pickle=True)
+
+
 def test_fingerprint_tells_checkpoints_apart(folder: Path, made: Path) -> None:
     same = fingerprint(folder, InstructPix2Pix.PARTS)
     assert same == fingerprint(made, InstructPix2Pix.PARTS)
@@ -120,6 +124,200 @@ def test_fingerprint_tells_checkpoints_apart(folder: Path, made: Path) -> None:
     data[-1] ^= 1
     weights.write_bytes(data)
     assert fingerprint(folder, InstructPix2Pix.PARTS) != same
+
+
+# --------------------------------------------------------------------------------- what is incomplete or damaged
+
+#: what a tokenizer reads its words from, in the two layouts
+VOCABULARIES = [["tokenizer.json"], ["vocab.json", "merges.txt"]]
+
+
+def _without_vocabulary(tokenizer: Path) -> None:
+    for names in VOCABULARIES:
+        for name in names:
+            (tokenizer / name).unlink(missing_ok=True)
+    assert [*tokenizer.iterdir()], "the rest of it stays"
+
+
+@pytest.mark.parametrize(("family", "role"), [("ip2p", "tokenizer"), ("sd3", "tokenizer_2"), ("sd3", "tokenizer_3")])
+def test_a_tokenizer_without_its_vocabulary_is_refused(family: str, role: str, tmp_path: Path) -> None:
+    """It would load empty, and every prompt would read the same."""
+    from isr.editors.mmdit import SD3Img2Img
+
+    folder = tiny.build(family, tmp_path)
+    _without_vocabulary(folder / role)
+    cls: Any = InstructPix2Pix if family == "ip2p" else SD3Img2Img
+    with pytest.raises(EditorLoadError, match=rf"'{role}' part of .* has no vocabulary .*tokenizer.json.*spiece.model"):
+        cls.from_pretrained(str(folder), device="cpu")
+
+
+def test_a_vocabulary_in_the_older_layout_will_do(folder: Path, made: Path) -> None:
+    inner = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(inner["vocab"]))
+    merges = [m if isinstance(m, str) else " ".join(m) for m in inner["merges"]]
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    prompt = ["make the hat red"]
+    assert torch.equal(load(folder).embed(prompt).hidden, load(made).embed(prompt).hidden)
+    (folder / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(EditorLoadError, match="has no vocabulary"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "tokenizer/tokenizer.json", "unet/config.json", "vae/config.json", "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+    ],
+)  # fmt: skip
+def test_a_cache_that_lacks_one_file_is_completed(
+    gone: str, made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other files of the part are there: a download that was cut off is taken up again."""
+    (folder / gone).unlink()
+    (folder / gone).with_name("README.md").write_text("x")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(made, cached=folder))
+    assert locate("owner/name", InstructPix2Pix.PARTS).folder == made
+    with pytest.raises(EditorLoadError, match="offline=True"):
+        locate("owner/name", InstructPix2Pix.PARTS, offline=True)
+
+
+def _weights(folder: Path, role: str) -> Path:
+    (path,) = (folder / role).glob("*.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("role", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("how", ["missing", "of another shape"])
+def test_weights_that_lack_a_tensor_are_refused(role: str, how: str, folder: Path) -> None:
+    """Both libraries would fill the gap with random numbers, under the same fingerprint each time."""
+    from safetensors.torch import load_file, save_file
+
+    path = _weights(folder, role)
+    tensors = load_file(path)
+    name = sorted(tensors)[len(tensors) // 2]
+    if how == "missing":
+        tensors.pop(name)
+    else:
+        tensors[name] = torch.zeros(tensors[name].numel() + 3)
+    save_file(tensors, path, metadata={"format": "pt"})
+    said = rf"lacks {name}" if how == "missing" else "cannot be read"
+    with pytest.raises(EditorLoadError, match=rf"the '{role}' part of .* {said}.*download .* again"):
+        load(folder)
+
+
+def test_what_may_be_absent_from_a_file_of_weights(tmp_path: Path) -> None:
+    """T5's two names of one tensor, and CLIP's position numbers, which older files hold and newer ones do not."""
+    from isr.editors.mmdit import SD3Img2Img
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny.build("sd3", tmp_path)
+    options: dict[str, Any] = {"device": "cpu", "max_sequence_length": 8}
+    want = SD3Img2Img.from_pretrained(str(folder), **options).embed(["make the hat red"]).hidden
+    path = _weights(folder, "text_encoder_3")
+    tensors = load_file(path)
+    embedding = tensors.pop("shared.weight" if "shared.weight" in tensors else "encoder.embed_tokens.weight")
+    for name in ("shared.weight", "encoder.embed_tokens.weight"):
+        save_file({**tensors, name: embedding}, path, metadata={"format": "pt"})
+        got = SD3Img2Img.from_pretrained(str(folder), **options).embed(["make the hat red"]).hidden
+        assert torch.equal(got, want)
+    path = _weights(folder, "text_encoder")
+    old = {**load_file(path), "text_model.embeddings.position_ids": torch.arange(77)[None]}
+    save_file(old, path, metadata={"format": "pt"})
+    assert torch.equal(SD3Img2Img.from_pretrained(str(folder), **options).embed(["make the hat red"]).hidden, want)
+
+
+@pytest.mark.parametrize("role", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+@pytest.mark.parametrize("content", [b"not what it should be", b"", b'{"model": 3}'])
+def test_damaged_files_say_so(role: str, content: bytes, folder: Path) -> None:
+    names = {"tokenizer": "tokenizer.json", "scheduler": "scheduler_config.json"}
+    path = folder / role / names[role] if role in names else _weights(folder, role)
+    path.write_bytes(content)
+    if (role, content) == ("scheduler", b'{"model": 3}'):
+        return  # a scheduler without settings is one with diffusers' own
+    with pytest.raises(EditorLoadError, match=rf"the '{role}' part of .* cannot be read .* download them again"):
+        load(folder)
+
+
+@pytest.mark.parametrize("role", ["unet", "vae", "text_encoder"])
+def test_damaged_configurations_say_so(role: str, folder: Path) -> None:
+    for content in ("{", "[]"):
+        (folder / role / "config.json").write_text(content)
+        with pytest.raises(EditorLoadError, match=rf"the '{role}' part of .* cannot be read"):
+            load(folder)
+    (folder / role / "config.json").unlink()
+    with pytest.raises(EditorLoadError, match=rf"the '{role}' part of .* has no config.json"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("raised", "both"),
+    [
+        (OSError("bad file"), False),
+        (EOFError("cut off"), False),
+        (ValueError("Unrecognized model"), True),
+        (TypeError("__init__() got an unexpected keyword argument 'rope'"), True),
+        (AttributeError("no attribute 'pad_token'"), True),
+        (KeyError("rope_type"), True),
+        (RuntimeError("size mismatch"), True),
+    ],
+)
+def test_what_may_be_a_version_is_not_called_damage_alone(
+    raised: Exception, both: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise raised
+
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", fails)
+    with pytest.raises(EditorLoadError) as caught:
+        load(folder)
+    said = str(caught.value)
+    assert f"({type(raised).__name__}: {raised})" in said
+    assert "the files are incomplete or damaged: download them again" in said
+    assert ("or the installed diffusers does not fit them: pip install -U diffusers" in said) == both
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)  # fmt: skip
+def test_too_little_memory_for_the_weights_is_not_damage(
+    raised: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise raised
+
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", fails)
+    with pytest.raises(EditorMemoryError, match=r"no memory for the 'unet' part of .*dtype='bfloat16'") as caught:
+        load(folder)
+    assert "download" not in str(caught.value)
+
+
+def test_paths_that_are_no_folders(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"x")
+    with pytest.raises(EditorLoadError, match="there is no folder '/nowhere/at/all'"):
+        load_editor(Path("/nowhere/at/all"))
+    with pytest.raises(EditorLoadError, match=r"model.safetensors' is a file.*folder that contains model_index.json"):
+        load_editor(file)
+
+
+def test_a_failed_download_says_what_the_hub_said_but_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "403 Forbidden for https://me:hunter2@proxy.example/x with hf_abcDEF123456 and Bearer abc.def"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(ConnectionError(said)))
+    with pytest.raises(EditorLoadError) as caught:
+        locate("a/b", InstructPix2Pix.PARTS)
+    assert "(ConnectionError: 403 Forbidden for https://…@proxy.example/x with hf_… and Bearer …)" in str(caught.value)
 
 
 # -------------------------------------------------------------------------------------------------- hub
@@ -320,7 +518,7 @@ def test_wrong_options_are_named_before_a_download(monkeypatch: pytest.MonkeyPat
             huggingface_hub.errors.LocalEntryNotFoundError("x"),
             "is not cached and could not be downloaded .* check the network",
         ),
-        (ConnectionError("no route"), r"could not be downloaded \(ConnectionError\)"),
+        (ConnectionError("no route"), r"could not be downloaded \(ConnectionError: no route\)"),
     ],
 )
 def test_hub_errors_say_what_to_do(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +577,7 @@ def test_offload_edits_the_same(made: Path) -> None:
         assert np.array_equal(np.asarray(editor.edit(images, ["x"], seeds=[1], steps=2)[0]), want)
     with pytest.raises(UsageError, match="offload='model' serves edits only"):
         editor.latents(surface.pixels(1, grad=True))
-    with pytest.raises(UsageError, match="offload must be None, 'text' or 'model', got 'disk'"):
+    with pytest.raises(UsageError, match="offload must be None, 'text' or 'model' for InstructPix2Pix, got 'disk'"):
         load(made, offload="disk")
 
 
@@ -443,7 +641,7 @@ def test_other_samplers_and_wrong_names(made: Path) -> None:
     assert load(made, scheduler="EulerDiscreteScheduler").settings()["scheduler"] == "EulerDiscreteScheduler"
     with pytest.raises(UsageError, match="scheduler must be a scheduler class of diffusers"):
         load(made, scheduler="Euler")
-    with pytest.raises(UsageError, match="batch_size must be at least 1"):
+    with pytest.raises(UsageError, match="batch_size must be a whole number of at least 1, got 0"):
         load(made, batch_size=0)
 
 

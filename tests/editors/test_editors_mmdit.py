@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,6 +17,7 @@ import tiny  # noqa: E402
 from isr.editors.mmdit import SD3Img2Img, SD3Instruct  # noqa: E402
 
 from isr.errors import UsageError  # noqa: E402
+from isr.registry import ATTACKS  # noqa: E402
 
 FAMILIES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "sd3": ("sd3", {"with_t5": True}, SD3Img2Img),
@@ -229,8 +231,195 @@ def test_masks(editors: dict[str, Any]) -> None:
     masked = editors["ultraedit-mask"]
     assert masked.condition(x).shape[1] == 32
     torch.testing.assert_close(masked.condition(x, torch.ones_like(x)), masked.condition(x))
+    half = torch.ones_like(x)
+    half[..., :16] = 0
+    with torch.no_grad():
+        want = masked.vae.encode(2 * half - 1).latent_dist.mode()
+    torch.testing.assert_close(masked.condition(x, half)[:, 16:], want)
+    torch.testing.assert_close(masked.condition(x, half)[:, :16], masked.condition(x)[:, :16])
+    assert (masked.condition(x, half) - masked.condition(x)).abs().max() > 0.01
     with pytest.raises(UsageError, match="has no mask channels"):
         editors["ultraedit"].condition(x, x)
+
+
+def test_edits_under_a_mask(editors: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each picture's own mask reaches the network in every step, in `edit` and in `rollout` alike."""
+    editor = editors["ultraedit-mask"]
+    images, x = surface.pictures(2), surface.pixels(2)
+    white, half = PIL.Image.new("L", (32, 32), 255), PIL.Image.new("RGB", (32, 32), (255, 255, 255))
+    half.paste((0, 0, 0), (0, 0, 16, 32))
+    plain = editor.edit(images, surface.PROMPTS, seeds=surface.SEEDS, steps=2)
+    seen: list[Any] = []
+    predict = editor.predict
+    monkeypatch.setattr(editor, "predict", lambda z, t, text, cond: seen.append(cond[:1]) or predict(z, t, text, cond))
+    edits = editor.edit(images, surface.PROMPTS, seeds=surface.SEEDS, steps=2, masks=[white, half])
+    assert np.array_equal(np.asarray(edits[0]), np.asarray(plain[0]))
+    assert not np.array_equal(np.asarray(edits[1]), np.asarray(plain[1]))
+    pixels = torch.stack([torch.ones(3, 32, 32), torch.ones(3, 32, 32)])
+    pixels[1, :, :, :16] = 0
+    want = editor.condition(x, pixels)
+    assert len(seen) == 4
+    for k, cond in enumerate(seen):
+        torch.testing.assert_close(cond[0], want[k // 2])
+    y = editor.rollout(x, surface.PROMPTS, 2, seeds=surface.SEEDS, masks=pixels)
+    rounded = (y.clamp(0, 1) * 255).round().permute(0, 2, 3, 1).numpy()
+    assert np.abs(rounded - np.stack([np.asarray(e) for e in edits])).max() <= 1
+    after = editor.edit(images, surface.PROMPTS, seeds=surface.SEEDS, steps=2)
+    assert [e.tobytes() for e in after] == [e.tobytes() for e in plain], "no mask is left behind"
+
+
+def test_a_mask_is_seen_by_its_own_edit_alone(editors: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edits by the same editor that begin and end while a masked one is under way (other threads', say) neither see its
+    mask nor take it away."""
+    editor, black = editors["ultraedit-mask"], PIL.Image.new("L", (32, 32), 0)
+    call: dict[str, Any] = {"images": surface.pictures(1), "prompts": ["x"], "seeds": [1], "steps": 2}
+    pixels: dict[str, Any] = {"x": surface.pixels(1), "prompts": ["x"], "seeds": [1], "steps": 2}
+    plain, masked = editor.edit(**call)[0], editor.edit(**call, masks=[black])[0]
+    assert plain.tobytes() != masked.tobytes()
+    smooth = editor.rollout(**pixels)
+    between: list[Any] = []
+    denoise, busy = editor._denoise, []
+
+    def interrupted(*args: Any, **more: Any) -> Any:
+        if not busy:
+            busy.append(True)
+            between.append((editor.edit(**call)[0], editor.rollout(**pixels)))
+            busy.clear()
+        return denoise(*args, **more)
+
+    monkeypatch.setattr(editor, "_denoise", interrupted)
+    assert editor.edit(**call, masks=[black])[0].tobytes() == masked.tobytes()
+    editor.rollout(**pixels, masks=torch.zeros(1, 3, 32, 32))
+    assert len(between) == 2
+    for edit, y in between:
+        assert edit.tobytes() == plain.tobytes()
+        assert torch.equal(y, smooth)
+
+
+def test_masks_go_with_their_pictures_to_the_working_size(folders: dict[str, Path]) -> None:
+    editor: Any = SD3Instruct.from_pretrained(
+        str(folders["ultraedit-mask"]), device="cpu", max_sequence_length=24, resolution=32
+    )
+    (image,) = surface.pictures(1, (40, 32))
+    mask = PIL.Image.new("L", (40, 32), 255)
+    mask.paste(0, (0, 0, 20, 32))
+    seen: list[Any] = []
+    predict = editor.predict
+    editor.predict = lambda z, t, text, cond: seen.append(cond[:1]) or predict(z, t, text, cond)
+    (edit,) = editor.edit([image], ["x"], seeds=[1], steps=1, masks=[mask])
+    assert edit.size == (40, 32)
+    halves = torch.ones(1, 3, 32, 40)
+    halves[..., :20] = 0
+    small = torch.nn.functional.interpolate(halves, size=(24, 32), mode="bicubic", antialias=True).clamp(0, 1)
+    with torch.no_grad():
+        want = editor.vae.encode(2 * small - 1).latent_dist.mode()
+    torch.testing.assert_close(seen[0][:, 16:], want)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_masks_of_any_mode_that_means_one_thing(mode: str, editors: dict[str, Any]) -> None:
+    editor = editors["ultraedit-mask"]
+    call: dict[str, Any] = {"images": surface.pictures(1), "prompts": ["x"], "seeds": [1], "steps": 1}
+    grey = PIL.Image.new("L", (32, 32), 255)
+    grey.paste(0, (0, 0, 16, 32))
+    assert (
+        editor.edit(**call, masks=[grey.convert(mode)])[0].tobytes() == editor.edit(**call, masks=[grey])[0].tobytes()
+    )
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (
+            PIL.Image.new("RGBA", (32, 32), (255, 255, 255, 0)),
+            "mode 'RGBA' with transparency; draw it in black and white",
+        ),
+        (PIL.Image.new("LA", (32, 32), (255, 0)), "mode 'LA' with transparency"),
+        (PIL.Image.new("L", (32, 32), 1), "holds .* of 0 and 1 only"),
+        (PIL.Image.new("F", (32, 32), 1.0), "mode 'F'; bring it to 8-bit grey"),
+        (PIL.Image.new("I;16", (32, 32), 65535), "mode 'I;16'; bring it to 8-bit grey"),
+        (PIL.Image.new("CMYK", (32, 32)), "mode 'CMYK'; bring it to 8-bit grey"),
+    ],
+)
+def test_masks_that_would_mean_something_else(mask: Any, message: str, editors: dict[str, Any]) -> None:
+    """They are refused before the first picture is edited."""
+    white = PIL.Image.new("L", (32, 32), 255)
+    with pytest.raises(UsageError, match=rf"masks\[1\] (is a picture of )?{message}"):
+        editors["ultraedit-mask"].edit(surface.pictures(2), ["x", "y"], seeds=[1, 2], steps=1, masks=[white, mask])
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (PIL.Image.new("L", (32, 32)), r"masks must be a list with one picture per picture, got one; write \[mask\]"),
+        ([PIL.Image.new("L", (32, 32))], "2 pictures, 1 masks"),
+        ([PIL.Image.new("L", (32, 32)), np.zeros((32, 32))], r"masks\[1\] must be a PIL.Image of size \(32, 32\), as its picture, got ndarray"),
+        ([PIL.Image.new("L", (16, 32)), PIL.Image.new("L", (32, 32))], r"masks\[0\] must be .* got one of size \(16, 32\)"),
+    ],
+)  # fmt: skip
+def test_wrong_masks(masks: Any, message: str, editors: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=message):
+        editors["ultraedit-mask"].edit(surface.pictures(2), ["x", "y"], seeds=[1, 2], steps=1, masks=masks)
+    with pytest.raises(UsageError, match="has no mask channels; leave"):
+        editors["ultraedit"].edit(
+            surface.pictures(1), ["x"], seeds=[1], steps=1, masks=[PIL.Image.new("L", (32, 32), 255)]
+        )
+    with pytest.raises(UsageError, match=r"masks must be float pixels \(2, 3, 32, 32\)"):
+        editors["ultraedit-mask"].rollout(
+            surface.pixels(2), ["x", "y"], 1, seeds=[1, 2], masks=torch.ones(2, 1, 32, 32)
+        )
+
+
+def test_the_white_mask_is_encoded_once_per_size_device_and_dtype(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = SD3Instruct.from_pretrained(str(folders["ultraedit-mask"]), device="cpu", max_sequence_length=24)
+    passes: list[tuple[int, ...]] = []
+    encode = editor.vae.encode
+
+    def counted(x: Any, *args: Any, **more: Any) -> Any:
+        passes.append(tuple(x.shape))
+        return encode(x, *args, **more)
+
+    monkeypatch.setattr(editor.vae, "encode", counted)
+
+    def white(side: int) -> Any:
+        return encode(torch.ones(1, 3, side, side, dtype=editor.vae.dtype)).latent_dist.mode()
+
+    raw = torch.randn(2, 16, 16, 16, requires_grad=True)
+    with torch.inference_mode():  # must not leave a tensor behind that no gradient may pass
+        editor.condition_of(raw)
+    for _ in range(3):
+        cond = editor.condition_of(raw)
+    assert len(passes) == 1
+    assert torch.equal(cond[:, :16], raw)
+    assert torch.equal(cond[:, 16:], white(32).expand(2, -1, -1, -1))
+    (gradient,) = torch.autograd.grad((cond * cond).sum(), raw)
+    assert torch.equal(gradient, 2 * raw)
+    editor.condition_of(raw[:, :, :8])
+    assert [p[2:] for p in passes] == [(32, 32), (16, 32)], "another size"
+    with torch.autocast("cpu", torch.bfloat16):
+        editor.condition_of(raw)
+    assert len(passes) == 3, "half precision rounds"
+    editor.vae.to(torch.float64)
+    assert torch.equal(editor.condition_of(raw.double())[:1, 16:], white(32)), "in the precision that the VAE has now"
+    assert len(passes) == 4
+    for side in (4, 12, 20, 24, 28):
+        editor.condition_of(raw.new_zeros(1, 16, side, side))
+    assert len(editor._whites) <= 4
+
+
+@pytest.mark.parametrize("name", ["ultraedit", "ultraedit-mask"])
+def test_sifm_encodes_once_per_iteration(name: str, editors: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    editor, passes = editors[name], []
+    encode = editor.vae.encode
+    monkeypatch.setattr(editor.vae, "encode", lambda *args, **more: (passes.append(1), encode(*args, **more))[1])
+    image, counts = surface.pictures(1), []
+    for iterations in (1, 3):
+        passes.clear()
+        ATTACKS.create("sifm", iterations=iterations).immunize(image, ["a hat"], editor=editor, seeds=[0])
+        counts.append(len(passes))
+    assert counts[1] - counts[0] == 2
 
 
 def test_schedule_without_t5_tokens_and_wrong_lengths(folders: dict[str, Path]) -> None:
