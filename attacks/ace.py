@@ -10,12 +10,22 @@ import torch
 from torch import Tensor
 
 from isr.errors import UsageError
+from isr.protocols import Editor, WhiteBoxEditor
 
 from .context import Context
-from .denoise import draw_timestep_noise, mean_square, noise_estimate, noisy_and_condition, usable_path
+from .denoise import (
+    PATHS,
+    draw_timestep_noise,
+    mean_square,
+    noise_estimate,
+    noisy_and_condition,
+    usable_path,
+    with_path,
+)
 from .factory import PAPER, attack
 from .objective import Objective
-from .targets import picture_tensor
+from .targets import check_target, picture_tensor
+from .validation import one_of
 
 __all__ = ["ACE", "ace"]
 
@@ -25,7 +35,8 @@ class ACE(Objective):
     """Pulls the noise prediction to one fixed pattern, whatever n and t: MSE(ε̂(z_t, t, prompt), z_T).
 
     Source: Zheng et al., ICLR 2025; code read in caradryanl/ACE (`mode lunet`; no licence, nothing copied). z_T is the
-    scaled latent of a tiled picture, used as a *noise prediction*. Flow editors: MSE(n̂, z_T) with n̂ = z_σ + (1−σ)v̂, or
+    scaled latent s·(E − m) of a tiled picture (SD3-instruct editors: s·E, without the VAE's shift; docs/attacks.md), used as a
+    *noise prediction*. Flow editors: MSE(n̂, z_T) with n̂ = z_σ + (1−σ)v̂, or
     MSE(v̂, z_T) with `of="velocity"` (n̂'s gradient through v̂ dies towards σ = 1). Random: t uniform on 600 … 999 and n per
     picture and iteration. Cost per iteration: 1 encoder and 1 denoiser pass with gradient.
 
@@ -33,7 +44,8 @@ class ACE(Objective):
     own tile, encoder mean for the target, the edit's own prompt.
 
     Options:
-        fused: adds 100 · MSE(z, z_T) (ACE+). of: "noise" or "velocity" (flow editors only). target: "tile" or a picture.
+        fused: adds 100 · MSE(z, z_T) (ACE+). of: "noise" or "velocity" (flow editors only). target: "tile", "grey" or a
+            picture.
         low, high: range of t. path: as for advdm.
     """
 
@@ -48,18 +60,24 @@ class ACE(Objective):
     path: Literal["both", "lat", "cond"] = "both"
 
     def __post_init__(self) -> None:
-        if self.of not in ("noise", "velocity"):
-            raise UsageError(f"of must be 'noise' or 'velocity', not {self.of!r}")
+        super().__post_init__()
+        one_of(("noise", "velocity"), of=self.of)
+        check_target(self.target)
+        one_of(PATHS, path=self.path)
         if not 0 <= self.low <= self.high <= 999:
             raise UsageError(f"low and high must satisfy 0 ≤ low ≤ high ≤ 999, not {self.low!r} and {self.high!r}")
 
+    def check(self, editor: Editor | None) -> WhiteBoxEditor:
+        inside = with_path(self.method, super().check(editor), self.path)
+        if self.of == "velocity" and inside.prediction != "flow":
+            raise UsageError(
+                f"of='velocity' is for flow editors; {inside.name!r} predicts {inside.prediction}: use of='noise'"
+            )
+        return inside
+
     def prepare(self, context: Context) -> None:
         editor, cache = context.editor, context.cache
-        if self.of == "velocity" and editor.prediction != "flow":
-            raise UsageError(
-                f"of='velocity' is for flow editors; {editor.name!r} predicts {editor.prediction}: use of='noise'"
-            )
-        cache["path"] = usable_path("ace", context, self.path)
+        cache["path"] = usable_path(context, self.path)
         with torch.no_grad():
             cache["target"] = editor.scaled(editor.latents(picture_tensor(self.target, context.clean)))
 

@@ -5,11 +5,13 @@ Every editor's noisy latent is a·z + b·n (VP: a = √ᾱ, b = √(1−ᾱ); fl
 
     ε̂ (or n̂):  epsilon: p               v: b·z_t + a·p    sample: (z_t − a·p)/b    flow: z_t + a·p
     ẑ:          epsilon: (z_t − b·p)/a   v: a·z_t − b·p    sample: p                flow: z_t − b·p
+
+z is `editor.scaled`, what the editor's own pipeline works on: s·(E − m), but s·E for SD3-instruct (UltraEdit), whose pipeline
+takes off no shift when it encodes and adds none when it decodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -22,12 +24,14 @@ from isr.protocols import Prediction, WhiteBoxEditor
 from .context import Context, Encoded, undefined
 
 __all__ = [
-    "TRAIN_STEPS", "Path", "clean_estimate", "coefficients", "denoising_loss", "draw_timestep", "draw_timestep_noise", "first_timestep", "mean_square",
-    "noise_estimate", "noisy_and_condition", "prediction_kind", "schedule", "sigma_of", "trajectory", "usable_path",
+    "PATHS", "TRAIN_STEPS", "Path", "clean_estimate", "coefficients", "denoising_loss", "draw_timestep", "draw_timestep_noise", "first_timestep", "mean_square",
+    "noise_estimate", "noisy_and_condition", "prediction_kind", "schedule", "sigma_of", "takes_condition", "trajectory", "usable_path", "with_path",
 ]  # fmt: skip
 
 #: How the pixels reach the loss: the noisy latent and the condition, one of them, or the condition with z_t from a clean edit.
 Path = Literal["both", "lat", "cond", "trajectory"]
+#: The paths of methods that walk no edit.
+PATHS = ("both", "lat", "cond")
 #: Timesteps run from 0 to this on every editor; flow has t = 1000 σ.
 TRAIN_STEPS = 1000
 
@@ -43,7 +47,7 @@ def coefficients(editor: WhiteBoxEditor, t: Tensor, like: Tensor) -> tuple[Tenso
 
 def prediction_kind(editor: WhiteBoxEditor) -> Prediction:
     """What the editor's denoiser predicts; raises UsageError where it is none of the known kinds."""
-    kind = editor.prediction
+    kind: Prediction = getattr(editor, "prediction", None)  # type: ignore[assignment] # looked at below
     if kind not in get_args(Prediction):
         raise UsageError(
             f"prediction of {editor.name!r} must be one of {', '.join(get_args(Prediction))}, not {kind!r}"
@@ -137,17 +141,24 @@ def mean_square(difference: Tensor) -> Tensor:
     return found
 
 
-def usable_path(method: str, context: Context, path: Path, allowed: Sequence[str] = ("both", "lat", "cond")) -> Path:
-    """The path, if this editor has it: where the image adds no condition, only "both" (the same as "lat") and "lat" exist."""
-    if path not in allowed:
-        raise UsageError(f"path of {method} must be one of {', '.join(allowed)}, not {path!r}")
-    if context.clean_encoded().cond is None:
-        if path in ("cond", "trajectory"):
-            raise undefined(
-                f"{method} with path={path!r}", context.editor, "the image enters it only through the noisy latent"
-            )
-        return "lat"
-    return path
+def with_path(method: str, editor: WhiteBoxEditor, path: Path) -> WhiteBoxEditor:
+    """The editor, if the path exists on it: where the image adds no condition, only "both" (the same as "lat") and "lat" do."""
+    if path in ("cond", "trajectory") and not takes_condition(editor):
+        raise undefined(f"{method} with path={path!r}", editor, "the image enters it only through the noisy latent")
+    return editor
+
+
+def takes_condition(editor: WhiteBoxEditor) -> bool:
+    """Whether the image enters the denoiser's input as a condition too; asked with a small black picture."""
+    multiple = editor.traits.size_multiple
+    side = multiple * max(1, -(-64 // multiple))
+    with torch.no_grad():
+        return editor.condition(torch.zeros(1, 3, side, side, device=editor.device)) is not None
+
+
+def usable_path(context: Context, path: Path) -> Path:
+    """The path as it is walked: "lat" where the image adds no condition (`with_path` refuses what does not exist)."""
+    return "lat" if context.clean_encoded().cond is None else path
 
 
 def noisy_and_condition(

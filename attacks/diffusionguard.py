@@ -8,12 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from isr.errors import UsageError
-
 from .context import Context
 from .denoise import first_timestep, noise_estimate
 from .factory import PAPER, attack
 from .objective import Objective
+from .validation import at_least, one_of
 
 __all__ = ["DiffusionGuard", "diffusionguard"]
 
@@ -46,10 +45,10 @@ class DiffusionGuard(Objective):
     of: Literal["output", "noise"] = "output"
 
     def __post_init__(self) -> None:
-        if self.prompt not in ("own", "empty") or self.of not in ("output", "noise"):
-            raise UsageError(
-                f"prompt must be 'own' or 'empty' and of 'output' or 'noise', not {self.prompt!r} and {self.of!r}"
-            )
+        super().__post_init__()
+        at_least(1, steps=self.steps)
+        one_of(("own", "empty"), prompt=self.prompt)
+        one_of(("output", "noise"), of=self.of)
 
     def prepare(self, context: Context) -> None:
         editor, cache = context.editor, context.cache

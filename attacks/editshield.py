@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from isr.errors import UsageError
+from isr.protocols import Editor, WhiteBoxEditor
 from isr.transforms import editshield_eot
 
-from .context import Context, Encoded
+from .context import Context, Encoded, require
 from .denoise import draw_timestep, draw_timestep_noise, mean_square, noisy_and_condition
 from .factory import PAPER, attack
 from .objective import Objective
+from .validation import at_least, one_of
 
 __all__ = ["EditShield", "editshield"]
 
@@ -31,7 +32,8 @@ class EditShield(Objective):
 
     form="released" is what the released code optimises (no licence, nothing copied): −MSE(f(x), f₀) + 0.1·MSE(x, x₀) with
     f = [z_t ‖ E(x)] at a new random (t, n) each iteration against one f₀ with a (t, n) of its own; no transformation. The
-    native preset walks as the code does: 30 Adam steps of 1e-3, which alone bound the change by about 0.03.
+    native preset walks as the code does: 30 Adam steps of 1e-3, which alone bound the change by about 0.03. z is the editor's
+    own scaled latent: of SD3-instruct editors s·E without the VAE's shift (docs/attacks.md).
 
     Ours differs: pixels enter the encoder on [−1, 1] (the code feeds [0, 1]: `range_bug=True`), encoder mean instead of
     samples, always projected and clipped; the paper preset takes sign steps.
@@ -43,7 +45,7 @@ class EditShield(Objective):
     """
 
     method: ClassVar[str] = "editshield"
-    needs: ClassVar[tuple[str, ...]] = ("latents", "scaled", "noisy")
+    needs: ClassVar[tuple[str, ...]] = ("latents",)
 
     form: Literal["paper", "released"] = "paper"
     pixel_weight: float | None = None
@@ -51,8 +53,14 @@ class EditShield(Objective):
     range_bug: bool = False
 
     def __post_init__(self) -> None:
-        if self.form not in ("paper", "released"):
-            raise UsageError(f"form must be 'paper' or 'released', not {self.form!r}")
+        super().__post_init__()
+        one_of(("paper", "released"), form=self.form)
+        if self.pixel_weight is not None:
+            at_least(0, pixel_weight=self.pixel_weight)
+
+    def check(self, editor: Editor | None) -> WhiteBoxEditor:
+        released = ("scaled", "condition", "timesteps", "noisy") if self.form == "released" else ()
+        return require(self.method, super().check(editor), released)
 
     def prepare(self, context: Context) -> None:
         if self.form == "released":

@@ -8,12 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from isr.errors import UsageError
-
 from .context import Context
 from .denoise import mean_square
 from .factory import PAPER, attack
 from .objective import Objective
+from .validation import at_least, one_of
 
 __all__ = ["EndToEnd", "end_to_end"]
 
@@ -38,8 +37,13 @@ class EndToEnd(Objective):
     noise: Literal["fixed", "fresh"] = "fixed"
 
     def __post_init__(self) -> None:
-        if self.noise not in ("fixed", "fresh"):
-            raise UsageError(f"noise must be 'fixed' or 'fresh', not {self.noise!r}")
+        super().__post_init__()
+        at_least(1, steps=self.steps)
+        one_of(("fixed", "fresh"), noise=self.noise)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.noise == "fresh"
 
     def prepare(self, context: Context) -> None:
         self._draw(context)

@@ -12,6 +12,7 @@ from isr.errors import UsageError
 from .objective import Objective
 from .pgd import PGD
 from .settings import PGDSettings
+from .validation import as_plain, check_types
 
 __all__ = ["PAPER", "AttackFactory", "attack"]
 
@@ -44,7 +45,8 @@ def attack(
         presets: settings by name ("paper", "native", …): optimiser settings and options side by side.
         after: for settings that follow from others: gets the merged settings and what the caller named; returns changes.
 
-    The factory raises UsageError for unknown presets and settings, naming those there are.
+    The factory raises UsageError for unknown presets and settings, naming those there are, and for settings annotated as
+    bool, int or float (also `… | None`) that are none, before the class sees them.
     """
     own = {f.name for f in dataclasses.fields(objective)}
     walk = {f.name for f in dataclasses.fields(PGDSettings)}
@@ -64,9 +66,11 @@ def attack(
                 raise UsageError(
                     f"{name} has no setting {key!r}{hint}; options: {', '.join(sorted(own)) or 'none'}; optimiser: {', '.join(sorted(walk))}"
                 )
+        settings = {key: as_plain(value) for key, value in settings.items()}
         merged = {**presets[preset], **settings}
         if after is not None:
             merged |= {k: v for k, v in after(merged).items() if k not in settings}
+        check_types(objective, merged)
         return PGD(
             objective(**{k: v for k, v in merged.items() if k in own}),
             PGDSettings(**{k: v for k, v in merged.items() if k in walk}),

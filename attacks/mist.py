@@ -9,13 +9,14 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from isr.errors import UsageError
+from isr.protocols import Editor, WhiteBoxEditor
 
 from .context import Context
-from .denoise import denoising_loss, draw_timestep_noise, mean_square, usable_path
+from .denoise import PATHS, denoising_loss, draw_timestep_noise, mean_square, usable_path, with_path
 from .factory import PAPER, attack
 from .objective import Objective
-from .targets import picture_tensor
+from .targets import check_target, picture_tensor
+from .validation import at_least, one_of
 
 __all__ = ["Mist", "mist"]
 
@@ -32,11 +33,12 @@ class Mist(Objective):
     iteration; the start. Cost per iteration: 1 encoder and 1 denoiser pass with gradient ("texture": no denoiser).
 
     Ours differs: own lettering tile instead of the authors' logo; encoder mean instead of samples, so z_T is computed once;
-    the edit's own prompt instead of "a painting".
+    the edit's own prompt instead of "a painting". z is the editor's own scaled latent: of SD3-instruct editors s·E without the
+    VAE's shift, which cancels in the pull and not in the push (docs/attacks.md).
 
     Options:
         mode: "fused" (the authors' default), "texture" (what robust-style-mimicry calls Mist) or "semantic" (AdvDM).
-        weight: w. target: "tile" or a picture. path: of the semantic term, as for advdm.
+        weight: w. target: "tile", "grey" or a picture. path: of the semantic term, as for advdm.
     """
 
     method: ClassVar[str] = "mist"
@@ -48,13 +50,24 @@ class Mist(Objective):
     path: Literal["both", "lat", "cond"] = "both"
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}")
+        super().__post_init__()
+        one_of(get_args(Mode), mode=self.mode)
+        at_least(0, weight=self.weight)
+        check_target(self.target)
+        one_of(PATHS, path=self.path)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.mode != "texture"
+
+    def check(self, editor: Editor | None) -> WhiteBoxEditor:
+        inside = super().check(editor)
+        return inside if self.mode == "texture" else with_path(self.method, inside, self.path)
 
     def prepare(self, context: Context) -> None:
         editor, cache = context.editor, context.cache
         if self.mode != "texture":
-            cache["path"] = usable_path("mist", context, self.path)
+            cache["path"] = usable_path(context, self.path)
         with torch.no_grad():
             cache["target"] = editor.scaled(editor.latents(picture_tensor(self.target, context.clean)))
 

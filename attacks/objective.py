@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ from isr.errors import UsageError
 from isr.protocols import Editor, WhiteBoxEditor
 
 from .context import Context, require
+from .record import plain
+from .validation import check_types, own_numbers
 
 __all__ = ["Objective", "unit", "value_and_gradient"]
 
@@ -24,21 +27,39 @@ class Objective:
     Subclasses define `__call__` and, where something of the clean picture is to be computed once, `prepare`.
 
     Class attributes:
-        method: its name in errors. needs: the surface it uses (checked before anything runs).
-        stochastic: whether two evaluations at the same x may differ.
+        method: its name in errors. needs: the surface it uses, whatever its options (checked before anything runs).
+
+    A subclass's `__post_init__` calls `super().__post_init__()`.
     """
 
     method: ClassVar[str] = "attack"
     needs: ClassVar[tuple[str, ...]] = ("latents",)
-    stochastic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        own_numbers(self)
+        check_types(type(self), {f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two evaluations at the same x may differ; `patience` then compares means. (A class attribute will do.)"""
+        return True
+
+    @property
+    def cycle(self) -> int:
+        """Iterations after which it asks the same again (a pool of prompts in turn); 1: every iteration asks the same."""
+        return 1
 
     def options(self) -> dict[str, Any]:
-        """The fields, JSON-able."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        """The fields, JSON-able (see `isr.attacks.record`)."""
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def check(self, editor: Editor | None) -> WhiteBoxEditor:
-        """The editor, or the error that says why this method is not defined for it."""
+        """The editor, or the error that says why this method, with these options, is not defined for it."""
         return require(self.method, editor, self.needs)
+
+    def members(self, editor: WhiteBoxEditor) -> Sequence[WhiteBoxEditor]:
+        """Every editor that will see the pictures, the given one first."""
+        return (editor,)
 
     def prepare(self, context: Context) -> None:
         """Called once per batch, before the first iteration: cache clean features, draw what stays fixed."""
@@ -73,22 +94,3 @@ def unit(gradient: Tensor) -> Tensor:
     return torch.where(
         size > 0, gradient / size.clamp_min(torch.finfo(gradient.dtype).tiny), torch.zeros_like(gradient)
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    settings = getattr(value, "settings", None)
-    if callable(settings):
-        return _plain(settings())
-    # Pictures (targets) are recorded by what they show, as everything else is.
-    tobytes = getattr(value, "tobytes", None)
-    if callable(tobytes):
-        import hashlib
-
-        return f"picture:{hashlib.sha256(tobytes()).hexdigest()[:16]}"
-    return repr(value)

@@ -50,11 +50,14 @@ from .context import Context, Draws, Given
 from .objective import Objective, value_and_gradient
 from .settings import PGDSettings
 from .steps import Moments, clip_pixels, descend, first_delta, project
+from .validation import as_plain
 
 __all__ = ["PGD", "PGDResult", "Progress", "StepResult", "one_step", "to_tensor"]
 
 #: Iterations between looks at the losses, where nobody asks for them in each.
 READ_EVERY = 10
+#: Iterations at least in a window whose mean loss `patience` looks at, where single losses are random.
+WINDOW = 10
 Mask = PIL.Image.Image | npt.NDArray[Any]
 
 
@@ -173,8 +176,11 @@ class PGD:
         self.preset = preset
         self.progress = progress
         self.checkpoint = checkpoint
-        if checkpoint_every < 1:
-            raise UsageError(f"checkpoint_every must be at least 1 iteration, not {checkpoint_every}")
+        if not (isinstance(progress, bool) or callable(progress)):
+            raise UsageError(f"progress must be True, False or a function, not {progress!r}")
+        checkpoint_every = as_plain(checkpoint_every)
+        if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 1:
+            raise UsageError(f"checkpoint_every must be a whole number of at least 1, not {checkpoint_every!r}")
         self.checkpoint_every = checkpoint_every
 
     @property
@@ -253,13 +259,7 @@ class PGD:
         """
         inside = self.check(editor)
         _lengths(images, prompts, seeds, masks)
-        multiple = inside.traits.size_multiple
-        for i, image in enumerate(images):
-            if image.width % multiple or image.height % multiple:
-                raise UsageError(
-                    f"images[{i}] is {image.width}×{image.height}, but {inside.name!r} works on sides that are multiples of "
-                    f"{multiple}; use isr.immunize, which keeps any size"
-                )
+        _sizes(images, inside, self.objective.members(inside))
         done: dict[int, tuple[PIL.Image.Image, list[float], Tensor]] = {}
         plan = list(_batches(images, self.pgd.batch_size))
         for number, members in enumerate(plan):
@@ -305,6 +305,7 @@ class _Batch:
         self.histories: list[list[float]] = [[] for _ in members]
         self.best = [float("inf")] * len(members)
         self.stale = [0] * len(members)
+        self.window = _window(attack.objective)
         #: (iteration, live pictures, losses) that are still on the device: reading them waits for it, so a GPU is read seldom.
         self._unread: list[tuple[int, list[bool], Tensor]] = []
         self._reads_each = (
@@ -414,7 +415,12 @@ class _Batch:
         for i, (value, alive) in enumerate(zip(values, live, strict=True)):
             if not alive:
                 continue
-            self.histories[i].append(value)
+            history = self.histories[i]
+            history.append(value)
+            if self.window > 1:
+                if len(history) % self.window:
+                    continue
+                value = math.fsum(history[-self.window :]) / self.window
             if value < self.best[i] - tolerance * abs(self.best[i] if self.best[i] != float("inf") else 0.0):
                 self.best[i], self.stale[i] = value, 0
             else:
@@ -437,7 +443,8 @@ class _Batch:
         if self.moments is not None:
             tensors |= {"first_moment": self.moments[0], "second_moment": self.moments[1]}
         best = [None if b == float("inf") else b for b in self.best]
-        store.save(tensors, {"iteration": iteration, "histories": self.histories, "best": best, "stale": self.stale})
+        state = {"histories": self.histories, "best": best, "stale": self.stale, "window": self.window}
+        store.save(tensors, {"iteration": iteration, **state})
 
     def _resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> tuple[Tensor, int]:
         like = self.clean
@@ -445,9 +452,16 @@ class _Batch:
         if "first_moment" in tensors:
             self.moments = (tensors["first_moment"].to(like.device), tensors["second_moment"].to(like.device))
         self.histories = [list(h) for h in state["histories"]]
-        self.best = [float("inf") if b is None else b for b in state["best"]]
-        self.stale = list(state["stale"])
+        if state.get("window", 1) == self.window:  # else the best loss is none of these means: patience begins anew
+            self.best = [float("inf") if b is None else b for b in state["best"]]
+            self.stale = list(state["stale"])
         return tensors["delta"].to(like.device), int(state["iteration"])
+
+
+def _window(objective: Objective) -> int:
+    """Iterations whose mean loss is comparable with the next ones': whole turns of a pool, and several draws of what is random."""
+    turn = objective.cycle
+    return turn * math.ceil(WINDOW / turn) if objective.stochastic else turn
 
 
 def _batches(images: Sequence[PIL.Image.Image], size: int) -> Iterator[list[int]]:
@@ -458,6 +472,23 @@ def _batches(images: Sequence[PIL.Image.Image], size: int) -> Iterator[list[int]
     for members in groups.values():
         for start in range(0, len(members), size):
             yield members[start : start + size]
+
+
+def _sizes(images: Sequence[PIL.Image.Image], first: WhiteBoxEditor, members: Sequence[WhiteBoxEditor]) -> None:
+    """Every editor takes every picture."""
+    for member in members:
+        multiple = member.traits.size_multiple
+        for i, image in enumerate(images):
+            if image.width % multiple or image.height % multiple:
+                remedy = (
+                    "use isr.immunize, which keeps any size"
+                    if member is first
+                    else f"give {member.name!r} as editor= and {first.name!r} as a further one, or pictures of such sides"
+                )
+                raise UsageError(
+                    f"images[{i}] is {image.width}×{image.height}, but {member.name!r} works on sides that are multiples of "
+                    f"{multiple}; {remedy}"
+                )
 
 
 def _lengths(images: Sequence[Any], prompts: Sequence[Any], seeds: Sequence[Any], masks: Sequence[Any] | None) -> None:

@@ -9,12 +9,11 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from isr.errors import UsageError
-
 from .context import Context
 from .factory import PAPER, attack
 from .objective import Objective
-from .targets import picture_tensor
+from .targets import check_target, picture_tensor
+from .validation import at_least, one_of
 
 __all__ = ["PhotoGuardDiffusion", "photoguard_diffusion"]
 
@@ -45,12 +44,10 @@ class PhotoGuardDiffusion(Objective):
     target: str | PIL.Image.Image = "grey"
 
     def __post_init__(self) -> None:
-        if self.prompt not in ("own", "empty"):
-            raise UsageError(f"prompt must be 'own' or 'empty', not {self.prompt!r}")
-        if self.steps < 1:
-            raise UsageError(f"steps must be at least 1, not {self.steps!r}")
-        if isinstance(self.target, str) and self.target not in ("grey", "tile"):
-            raise UsageError(f"target must be 'grey', 'tile' or a picture, not {self.target!r}")
+        super().__post_init__()
+        one_of(("own", "empty"), prompt=self.prompt)
+        at_least(1, steps=self.steps)
+        check_target(self.target)
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         prompts = context.prompts if self.prompt == "own" else ("",) * len(context)

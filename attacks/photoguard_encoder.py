@@ -9,12 +9,12 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from isr.errors import UsageError
+from isr.protocols import Editor, WhiteBoxEditor
 
-from .context import Context
+from .context import Context, require
 from .factory import PAPER, attack
 from .objective import Objective
-from .targets import picture_tensor
+from .targets import PICTURES, check_target, picture_tensor
 
 __all__ = ["PhotoGuardEncoder", "photoguard_encoder"]
 
@@ -31,18 +31,22 @@ class PhotoGuardEncoder(Objective):
 
     Options:
         target: "zeros" (raw mean 0); "scaled-zeros" (0 after shift and scale, which differs where the VAE has a shift);
-            "grey" (latent of mid grey, as the authors' hosted demo); or a picture.
+            "grey" (latent of mid grey, as the authors' hosted demo) or "tile" (of tiled lettering, as Mist); or a picture.
     """
 
     method: ClassVar[str] = "photoguard-encoder"
-    needs: ClassVar[tuple[str, ...]] = ("latents", "scaled")
+    needs: ClassVar[tuple[str, ...]] = ("latents",)
     stochastic: ClassVar[bool] = False
 
     target: str | PIL.Image.Image = "zeros"
 
     def __post_init__(self) -> None:
-        if isinstance(self.target, str) and self.target not in ("zeros", "scaled-zeros", "grey"):
-            raise UsageError(f"target must be 'zeros', 'scaled-zeros', 'grey' or a picture, not {self.target!r}")
+        super().__post_init__()
+        check_target(self.target, ("zeros", "scaled-zeros", *PICTURES))
+
+    def check(self, editor: Editor | None) -> WhiteBoxEditor:
+        more = ("scaled",) if self.target == "scaled-zeros" else ()
+        return require(self.method, super().check(editor), more)
 
     def prepare(self, context: Context) -> None:
         if self.target in ("zeros", "scaled-zeros"):

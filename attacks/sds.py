@@ -9,13 +9,12 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from isr.errors import UsageError
-
 from .context import Context
 from .denoise import draw_timestep_noise, noise_estimate, noisy_and_condition
 from .factory import PAPER, attack
 from .objective import Objective
-from .targets import picture_tensor
+from .targets import check_target, picture_tensor
+from .validation import at_least, one_of
 
 __all__ = ["SDS", "sds"]
 
@@ -24,7 +23,8 @@ __all__ = ["SDS", "sds"]
 class SDS(Objective):
     """Moves the latent along the score difference g = ε̂ − n, without the denoiser's Jacobian: ∇_x = J_Eᵀ g.
 
-    The loss returned is ±⟨stop-gradient(g), z⟩, whose gradient in z is ±g; its value has no meaning of its own.
+    The loss returned is ±⟨stop-gradient(g), z⟩, whose gradient in z is ±g; its value has no meaning of its own, so
+    `patience` has nothing to go by.
 
     Source: Xue et al. 2024 (arXiv 2311.12832), SDS(−) and SDS(+); code read in Diff-Protect. "−" lowers the denoising loss
     (smoothed content; the paper argues for it and it is the default), "+" raises it. Flow editors: g = v̂ − (n − z), the
@@ -32,11 +32,12 @@ class SDS(Objective):
     1 encoder pass with gradient, 1 denoiser pass without.
 
     Ours differs: encoder mean instead of a sample; the edit's own prompt. Dropping the Jacobian also drops the path through
-    the condition (z = s·c still moves it); for that path see advdm with path="cond".
+    the condition (z = s·c still moves it); for that path see advdm with path="cond". z is the editor's own scaled latent: of
+    SD3-instruct editors s·E without the VAE's shift, elsewhere s·(E − m) (docs/attacks.md).
 
     Options:
         direction: "-" or "+". target_weight: SDST, adds target_weight·Σ(z_T − z)² to 5·(the loss above), as the authors'
-            targeted variant with weight 1; 0: off. target: "tile" or a picture.
+            targeted variant with weight 1; 0: off. target: "tile", "grey" or a picture.
     """
 
     method: ClassVar[str] = "sds"
@@ -47,8 +48,10 @@ class SDS(Objective):
     target: str | PIL.Image.Image = "tile"
 
     def __post_init__(self) -> None:
-        if self.direction not in ("+", "-"):
-            raise UsageError(f"direction must be '-' or '+', not {self.direction!r}")
+        super().__post_init__()
+        one_of(("+", "-"), direction=self.direction)
+        at_least(0, target_weight=self.target_weight)
+        check_target(self.target)
 
     def prepare(self, context: Context) -> None:
         if self.target_weight:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from isr.errors import UsageError
+from isr.protocols import Editor, WhiteBoxEditor
 
 from .context import Context, Encoded, undefined
-from .denoise import Path, noisy_and_condition, schedule, usable_path
+from .denoise import PATHS, Path, noisy_and_condition, schedule, usable_path, with_path
 from .factory import PAPER, attack
 from .memory import sum_parts
 from .objective import Objective
+from .validation import at_least, list_of, one_of
 
 __all__ = ["Semantic", "semantic"]
 
@@ -32,11 +34,13 @@ class Semantic(Objective):
 
     Ours differs from the unofficial code: one perturbation inside the budget (there the picture drifts beyond it); the
     conditional branch only; prompts padded as the editor pads them; no masking of the input, since the attention mask stage
-    of the paper needs a separate word prompt (give the optimiser masks instead).
+    of the paper needs a separate word prompt (give the optimiser masks instead). z is the editor's own scaled latent: of
+    SD3-instruct editors s·E without the VAE's shift (docs/attacks.md).
 
     Options:
-        words: the word per prompt ({prompt: word}) or one word for all; None: every content token of the prompt.
-        columns: text columns to use for all pictures, instead of words. count: |T|, over the editor's whole schedule.
+        words: the word per prompt ({prompt: word}, with an entry for each) or one word for all; None: every content token of
+            the prompt.
+        columns: text columns (at least one) to use for all pictures, instead of words. count: |T|, over the editor's whole schedule.
         path: as for sifm, without "trajectory".
     """
 
@@ -49,12 +53,25 @@ class Semantic(Objective):
     path: Path = "both"
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise UsageError(f"count must be at least 1, not {self.count!r}")
+        super().__post_init__()
+        at_least(1, count=self.count)
+        one_of(PATHS, path=self.path)
+        if self.columns is not None:
+            if (columns := list_of(int, self.columns, low=0)) is None:
+                raise UsageError(f"columns must be a list of whole numbers from 0, at least one, not {self.columns!r}")
+            object.__setattr__(self, "columns", columns)
+        if self.words is not None and not isinstance(self.words, str | Mapping):
+            raise UsageError(f"words must be one word, a mapping {{prompt: word}} or None, not {self.words!r}")
+
+    def check(self, editor: Editor | None) -> WhiteBoxEditor:
+        inside = with_path(self.method, super().check(editor), self.path)
+        if self.columns is None and not callable(getattr(inside, "word_columns", None)):
+            raise undefined("semantic without columns=", inside, "it has no word_columns(prompt, word)")
+        return inside
 
     def prepare(self, context: Context) -> None:
         cache = context.cache
-        cache["path"] = usable_path("semantic", context, self.path)
+        cache["path"] = usable_path(context, self.path)
         cache["times"] = schedule(context.editor, self.count)
         chosen = [self._columns(context, prompt) for prompt in context.prompts]
         cache["union"] = sorted({c for columns in chosen for c in columns})
@@ -68,11 +85,16 @@ class Semantic(Objective):
     def _columns(self, context: Context, prompt: str) -> Sequence[int]:
         if self.columns is not None:
             return self.columns
-        find = getattr(context.editor, "word_columns", None)
-        if find is None:
-            raise undefined("semantic without columns=", context.editor, "it has no word_columns(prompt, word)")
-        word = self.words.get(prompt) if isinstance(self.words, dict) else self.words
-        columns: Sequence[int] = find(prompt, word)
+        word = self.words
+        if isinstance(word, Mapping):
+            if prompt not in word:
+                raise UsageError(
+                    f"words has no entry for the prompt {prompt!r}; it has {', '.join(map(repr, word)) or 'none'} "
+                    "(an entry None stands for all content tokens of its prompt)"
+                )
+            word = word[prompt]
+        editor: Any = context.editor  # word_columns is no part of the protocol; `check` has seen it
+        columns: Sequence[int] = editor.word_columns(prompt, word)
         if not columns:
             raise UsageError(
                 f"semantic needs a prompt with at least one word, not {prompt!r}: give prompts, or columns="

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 from isr.errors import UsageError
 from isr.perturbation import Budget, Norm
 
+from .validation import at_least, check_types, one_of, own_numbers
+
 __all__ = ["PGDSettings", "Precision", "Schedule", "Start", "Step"]
 
 Schedule = Literal["constant", "linear"]
@@ -34,6 +36,8 @@ class PGDSettings:
         reclip: put δ back to what the pixels really changed after clipping to [0, 1] (usual PGD). False keeps δ as
             Algorithm 1 of the SIFM paper does (line 13: only ±ε).
         patience: stop a picture after this many iterations without a better loss (by `tolerance`, relative); None: never.
+            Where losses are random, or a pool of prompts takes turns, single losses cannot be compared: this many windows
+            without a better mean, each of at least 10 iterations and whole turns of the pool (deterministic: one turn).
         batch_size: pictures at once. rows: the most denoiser rows (picture × timestep) per pass.
         precision: of the networks, by autocast; δ, pixels and gradients are float32 always.
         loss_scale: the loss is multiplied by it before the backward pass and the gradient divided (float16 underflow).
@@ -57,11 +61,13 @@ class PGDSettings:
     loss_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         _ = self.budget
+        check_types(type(self), self.as_dict())
         choices = {"schedule": Schedule, "step": Step, "start": Start, "precision": Precision}
         for name, allowed in choices.items():
-            if getattr(self, name) not in get_args(allowed):
-                raise UsageError(f"{name} must be one of {', '.join(get_args(allowed))}, not {getattr(self, name)!r}")
+            one_of(get_args(allowed), **{name: getattr(self, name)})
+        at_least(0, tolerance=self.tolerance)
         for name in ("alpha", "start_radius", "loss_scale"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -10,12 +11,24 @@ import torch
 from torch import Tensor
 
 from isr.errors import UsageError
+from isr.protocols import Editor, WhiteBoxEditor
 
-from .context import Context, Encoded
-from .denoise import TRAIN_STEPS, Path, noisy_and_condition, schedule, trajectory, usable_path
+from .context import Context, Encoded, require
+from .denoise import (
+    TRAIN_STEPS,
+    Path,
+    first_timestep,
+    noisy_and_condition,
+    schedule,
+    takes_condition,
+    trajectory,
+    usable_path,
+    with_path,
+)
 from .factory import PAPER, attack
 from .memory import sum_parts
 from .objective import Objective, unit
+from .validation import at_least, list_of, one_of
 
 __all__ = ["SIFM", "sifm"]
 
@@ -38,34 +51,40 @@ class SIFM(Objective):
     edit's own prompt are the paper's; α, T, layers, Dist, reductions, noise and guidance are not stated, so each reading
     is an option here. Random: n_t, drawn once (default). Cost per iteration: 1 encoder pass and |T| denoiser passes, cut
     off after the deepest layer, both with gradient; one pass of each at the start. All timesteps share one encoder pass:
-    the gradient is that of Algorithm 1's loop.
+    the gradient is that of Algorithm 1's loop. `path="trajectory"` adds a clean edit without gradient, K further full
+    denoiser passes, K + 1 being the steps of the editor's schedule down to the last of T (default: the first 60 % of it: 60 of
+    100 steps, so K = 59): once at the start, or with fresh noise, which begins another edit, in every iteration.
 
     At δ = 0 with shared noise the distance and its gradient are exactly 0: the first step is a pure norm step, and a
     dist-only run from zero never moves. `terms="dist"` therefore starts within ±1/255 unless `start` is given.
 
     Options:
-        lam: λ. terms: "both", "norm" or "dist" only (Table VI).
+        lam: λ; None: 1 where the reduction brings both terms to one scale ("relative", "grad_balanced"; at 0.1 the direction
+            is nearly the norm's alone), else the paper's 0.1. terms: "both", "norm" or "dist" only (Table VI).
         feature_norm: "l1" (Eq. 5, Algorithm 1) or "frobenius" (the introduction's word).
         dist: "mse" (Eq. 4's example), "cosine" (1 − cos) or "l1".
         reduction: of (norm, Dist) over the elements of φ. "paper": sum and mean, the literal reading, nearly norm-only;
             "mean_mean"; "mean_sum" (fits the paper's Tables VI and VII best); "relative": each over its clean size,
             dimensionless, mean‖φ‖/mean‖φ₀‖ − λ·mean(Δφ²)/mean(φ₀²); "grad_balanced": the two pixel gradients, each divided
             by its own L1 norm, g_N − λ·g_D (independent of all reductions).
-        layers: names of `editor.layers()`; None: the editor's default (deepest attention level; blocks 12–22 of SD3).
+        layers: names that `editor.features()` knows (`editor.layers()` lists the useful ones); None: the editor's default (deepest attention level; blocks 12–22 of SD3).
         aggregate: "features": average first (Eq. 3; layers of one shape); "losses": average the layers' losses, each divided
             by its layer's element count where the reduction sums ("paper", "mean_sum"; "grad_balanced" takes means), so that
             large layers do not outweigh small ones; "auto": Eq. 3 where shapes agree, else losses.
-        timesteps: the timesteps themselves, or None: `count` of them over the first `fraction` of the editor's schedule.
+        timesteps: the timesteps themselves (image-to-image: none above that at which an edit begins), or None: `count` of
+            them over the first `fraction` of the editor's schedule; a warning where that holds fewer.
         path: how pixels reach z_t and the condition: "both", "lat", "cond" (z_t from the clean latent) or "trajectory" (z_t
             of a clean edit run).
         noise: "fixed" (one n_t for clean and immunized, always); "fresh_both" (new in each iteration, clean features anew:
             one more forward pass); "fresh_imm" (new, against cached clean features: a noise floor in Dist).
+
+    z is the editor's own scaled latent: of SD3-instruct editors s·E without the VAE's shift (docs/attacks.md).
     """
 
     method: ClassVar[str] = "sifm"
     needs: ClassVar[tuple[str, ...]] = ("latents", "scaled", "condition", "embed", "timesteps", "noisy", "features")
 
-    lam: float = 0.1
+    lam: float | None = None
     terms: Terms = "both"
     feature_norm: Norm = "l1"
     dist: Dist = "mse"
@@ -79,28 +98,65 @@ class SIFM(Objective):
     noise: NoisePolicy = "fixed"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choices: Mapping[str, Any] = {
-            "terms": Terms, "feature_norm": Norm, "dist": Dist, "reduction": Reduction, "aggregate": Aggregate, "path": Path,
-            "noise": NoisePolicy,
+            "terms": Terms, "feature_norm": Norm, "dist": Dist, "reduction": Reduction, "aggregate": Aggregate,
+            "noise": NoisePolicy, "path": Path,
         }  # fmt: skip
         for name, allowed in choices.items():
-            if getattr(self, name) not in get_args(allowed):
-                raise UsageError(f"{name} must be one of {', '.join(get_args(allowed))}, not {getattr(self, name)!r}")
+            one_of(get_args(allowed), **{name: getattr(self, name)})
+        at_least(0, lam=self.weight)
         if self.count < 1 or not 0 < self.fraction <= 1:
             raise UsageError(
                 f"count must be at least 1 and fraction in (0, 1], not {self.count!r} and {self.fraction!r}"
             )
-        if self.timesteps is not None and not (
-            len(self.timesteps) and all(0 <= float(t) <= TRAIN_STEPS for t in self.timesteps)
-        ):
-            raise UsageError(f"timesteps must be numbers from 0 to {TRAIN_STEPS}, at least one, not {self.timesteps!r}")
+        if self.timesteps is not None:
+            if (times := list_of((int, float), self.timesteps, low=0, high=TRAIN_STEPS)) is None:
+                raise UsageError(
+                    f"timesteps must be a list of numbers from 0 to {TRAIN_STEPS}, at least one, not {self.timesteps!r}"
+                )
+            object.__setattr__(self, "timesteps", times)
+        if self.layers is not None:
+            if (names := list_of(str, self.layers)) is None:
+                hint = f"write [{self.layers!r}]" if isinstance(self.layers, str) else "None: the editor's default"
+                raise UsageError(f"layers must be a list of names, at least one, not {self.layers!r}; {hint}")
+            object.__setattr__(self, "layers", names)
+
+    @property
+    def weight(self) -> float:
+        """λ: as given, or what suits the reduction."""
+        if self.lam is not None:
+            return self.lam
+        return 1.0 if self.reduction in ("relative", "grad_balanced") else 0.1
+
+    @property
+    def stochastic(self) -> bool:
+        return self.noise != "fixed"
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "lam": self.weight}
+
+    def check(self, editor: Editor | None) -> WhiteBoxEditor:
+        more = () if self.layers is not None else ("default_layers",)
+        inside = require(
+            self.method, super().check(editor), (*more, *(("predict",) if self.path == "trajectory" else ()))
+        )
+        with_path(self.method, inside, self.path)
+        if self.timesteps is not None and not takes_condition(inside):
+            first = first_timestep(inside)
+            if over := [t for t in self.timesteps if t > first]:
+                raise UsageError(
+                    f"timesteps of sifm must be at most {first:g} on {inside.name!r}, not {over}: an edit starts there, "
+                    "and the image enters it only through the noisy latent"
+                )
+        return inside
 
     # --------------------------------------------------------------- Algorithm 1, lines 3–4: what is computed once
 
     def prepare(self, context: Context) -> None:
         editor, cache = context.editor, context.cache
-        cache["path"] = usable_path("sifm", context, self.path, get_args(Path))
-        cache["layers"] = tuple(self.layers or editor.default_layers())
+        cache["path"] = usable_path(context, self.path)
+        cache["layers"] = tuple(editor.default_layers() if self.layers is None else self.layers)
         cache["times"] = self._times(context)
         self._new_noise(context)
         if self.noise != "fresh_both":
@@ -114,6 +170,12 @@ class SIFM(Objective):
         steps = schedule(context.editor)
         last = max(round(self.fraction * len(steps)) - 1, 0)
         places = sorted({round(p) for p in torch.linspace(0, last, self.count).tolist()})
+        if len(places) < self.count:
+            warnings.warn(
+                f"sifm: count={self.count}, but the first {100 * self.fraction:g} % of {context.editor.name!r}'s schedule of "
+                f"{len(steps)} timesteps hold {len(places)}, which are used; raise fraction, or give timesteps",
+                stacklevel=2,
+            )
         return steps[places]
 
     def _new_noise(self, context: Context) -> None:
@@ -122,7 +184,8 @@ class SIFM(Objective):
         drawn = context.draws.normal("noise", (len(cache["times"]), *raw.shape[1:]), raw)
         cache["noise"] = drawn.transpose(0, 1).flatten(0, 1)
         if cache["path"] == "trajectory":
-            cache["z_t"] = torch.cat(trajectory(context, cache["times"], drawn[:, 0]))
+            with torch.no_grad():
+                cache["z_t"] = torch.cat(trajectory(context, cache["times"], drawn[:, 0]))
 
     def _features_of_clean(self, context: Context) -> list[Features]:
         return [self._phi(context, context.clean_encoded(), part) for part in self._parts(context)]
@@ -142,6 +205,8 @@ class SIFM(Objective):
         fixed = cache["z_t"][rows] if "z_t" in cache else None
         z_t, cond = noisy_and_condition(context, encoded, t, cache["noise"][rows], path=cache["path"], fixed=fixed)
         found = context.editor.features(z_t, t, context.text(len(times)), cond, cache["layers"])
+        if lacking := [name for name in cache["layers"] if name not in found]:
+            raise UsageError(f"{context.editor.name!r} has no layers {lacking}: its features() gave {list(found)}")
         features = [found[name] for name in cache["layers"]]
         same = len({f.shape for f in features}) == 1
         if self.aggregate == "features" and not same:
@@ -197,7 +262,7 @@ class SIFM(Objective):
     def _weights(self) -> tuple[float, float]:
         return (
             0.0 if self.terms == "dist" else 1.0,
-            0.0 if self.terms == "norm" else -self.lam if self.terms == "both" else -1.0,
+            0.0 if self.terms == "norm" else -self.weight if self.terms == "both" else -1.0,
         )
 
     def _norm_and_dist(self, x: Tensor, context: Context) -> Tensor:
@@ -228,7 +293,7 @@ class SIFM(Objective):
         scale = float(context.cache.get("loss_scale", 1.0))  # divided out by the balance itself
         (g_norm,) = torch.autograd.grad(norm.sum() * scale, x, retain_graph=True)
         (g_dist,) = torch.autograd.grad(dist.sum() * scale, x)
-        return (norm - self.lam * dist).detach(), unit(g_norm) - self.lam * unit(g_dist)
+        return (norm - self.weight * dist).detach(), unit(g_norm) - self.weight * unit(g_dist)
 
 
 def _length(flat: Tensor, norm: Norm) -> Tensor:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import torch
 from torch import Tensor
 
-__all__ = ["picture_tensor", "tile"]
+from isr.errors import UsageError
+
+__all__ = ["PICTURES", "check_target", "picture_tensor", "tile"]
+
+#: Names of target pictures.
+PICTURES = ("tile", "grey")
 
 # A 5×7 bitmap face, so that the tile has the same bytes with every font library.
 _LETTERS = {
@@ -40,9 +47,19 @@ def tile(width: int, height: int, *, columns: int = 3, rows: int = 8) -> PIL.Ima
     return PIL.Image.fromarray(np.repeat(plane[:, :, None], 3, axis=2))
 
 
+def check_target(target: object, names: Sequence[str] = PICTURES) -> None:
+    """Refuse a target that is neither one of the names nor a picture."""
+    if isinstance(target, PIL.Image.Image) or (isinstance(target, str) and target in names):
+        return
+    came = repr(target) if isinstance(target, str | int | float) else type(target).__name__
+    hint = "; open a file with PIL.Image.open" if isinstance(target, str) and "." in target else ""
+    raise UsageError(f"target must be {', '.join(map(repr, names))} or a picture (PIL.Image), not {came}{hint}")
+
+
 def picture_tensor(target: str | PIL.Image.Image, like: Tensor) -> Tensor:
     """A target as pixels (1, 3, H, W) in [0, 1], in the size, dtype and device of `like`: "grey", "tile", or a picture
-    (brought to the size by bicubic resampling)."""
+    (brought to the size by bicubic resampling). Raises UsageError for other names."""
+    check_target(target)
     height, width = like.shape[-2:]
     if target == "grey":
         return torch.full((1, 3, height, width), 0.5, dtype=like.dtype, device=like.device)

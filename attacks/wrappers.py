@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -16,6 +17,7 @@ from isr.transforms import standard_eot
 from .context import Context
 from .objective import Objective, unit
 from .pgd import PGD
+from .validation import at_least, one_of
 
 __all__ = ["EOT", "EditorEnsemble", "PromptPool", "with_editors", "with_eot", "with_prompts"]
 
@@ -28,8 +30,19 @@ class _Wrapper(Objective):
     def options(self) -> dict[str, Any]:
         return {**super().options(), "inner": {"objective": type(self.inner).__name__, **self.inner.options()}}
 
+    @property
+    def stochastic(self) -> bool:
+        return self.inner.stochastic
+
+    @property
+    def cycle(self) -> int:
+        return self.inner.cycle
+
     def check(self, editor: Editor | None) -> WhiteBoxEditor:
         return self.inner.check(editor)
+
+    def members(self, editor: WhiteBoxEditor) -> Sequence[WhiteBoxEditor]:
+        return self.inner.members(editor)
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} gives gradients, not one loss; call gradient(x, context)")
@@ -54,8 +67,17 @@ class EOT(_Wrapper):
     samples: int = 1
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise UsageError(f"samples must be at least 1, not {self.samples!r}")
+        super().__post_init__()
+        at_least(1, samples=self.samples)
+        if self.transforms is not None and not (callable(self.transforms) or hasattr(self.transforms, "sample_each")):
+            raise UsageError(
+                f"transforms must be a distribution of isr.transforms, a function (pixels, generator) → pixels or None, "
+                f"not {self.transforms!r}"
+            )
+
+    @property
+    def stochastic(self) -> bool:
+        return True
 
     def prepare(self, context: Context) -> None:
         self.inner.prepare(context)
@@ -118,10 +140,16 @@ class PromptPool(_Members):
     mode: Literal["cycle", "all"] = "cycle"
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompts, str) or (not self.prompts and not self.own):
+        super().__post_init__()
+        _check_prompts(self.prompts)
+        if not self.prompts and not self.own:
             raise UsageError(f"prompts must be a list of at least one prompt ('' for none), not {self.prompts!r}")
-        if self.mode not in ("cycle", "all"):
-            raise UsageError(f"mode must be 'cycle' or 'all', not {self.mode!r}")
+        one_of(("cycle", "all"), mode=self.mode)
+
+    @property
+    def cycle(self) -> int:
+        turns = len(self.prompts) + self.own if self.mode == "cycle" else 1
+        return math.lcm(turns, self.inner.cycle)
 
     def _children(self, context: Context) -> list[Context]:
         own = [context.child()] if self.own else []
@@ -139,7 +167,8 @@ class PromptPool(_Members):
 class EditorEnsemble(_Members):
     """One perturbation for several editors, for transfer: the mean of their gradients.
 
-    The editor given to the optimiser is the first member; the others must take its working size.
+    The editor given to the optimiser is the first member; the others must take the same pictures: each side a multiple of
+    every member's `size_multiple` (checked before anything is made).
 
     Options:
         editors: further white-box editors. balance: divide each picture's gradient by its L1 norm first, so that no editor
@@ -153,8 +182,8 @@ class EditorEnsemble(_Members):
     balance: bool = True
 
     def __post_init__(self) -> None:
-        if not self.editors:
-            raise UsageError("editors must hold at least one further white-box editor")
+        super().__post_init__()
+        _check_editors(self.editors)
 
     def options(self) -> dict[str, Any]:
         inner = {"objective": type(self.inner).__name__, **self.inner.options()}
@@ -166,6 +195,9 @@ class EditorEnsemble(_Members):
             self.inner.check(other)
         return self.inner.check(editor)
 
+    def members(self, editor: WhiteBoxEditor) -> Sequence[WhiteBoxEditor]:
+        return [m for one in (editor, *self.editors) for m in self.inner.members(one)]
+
     def _children(self, context: Context) -> list[Context]:
         return [context.child(), *(context.child(editor=other) for other in self.editors)]
 
@@ -175,20 +207,49 @@ class EditorEnsemble(_Members):
         return torch.stack([f[0] for f in found]).mean(dim=0), torch.stack(gradients).mean(dim=0)
 
 
+def _check_prompts(prompts: object) -> None:
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not all(isinstance(p, str) for p in prompts):
+        raise UsageError(f"prompts must be a list of at least one prompt ('' for none), not {prompts!r}")
+
+
+def _check_editors(editors: object) -> None:
+    if isinstance(editors, str) or not isinstance(editors, Sequence) or not editors:
+        raise UsageError(f"editors must be a list of at least one further white-box editor, not {editors!r}")
+    for editor in editors:
+        if not isinstance(editor, Editor):
+            raise UsageError(f"editors must hold loaded editors (isr.editors.load_editor), not {editor!r}")
+
+
+def _wrappable(attack: PGD, wrapper: str) -> PGD:
+    """The attack, if there is a gradient to wrap."""
+    if isinstance(attack, PGD):
+        return attack
+    if callable(getattr(attack, "immunize", None)):
+        raise UsageError(
+            f"{wrapper} wraps gradient attacks (isr.attacks.pgd.PGD: every registered one but noise), and "
+            f"{getattr(attack, 'name', type(attack).__name__)!r} is none: it takes no gradient that could be averaged"
+        )
+    hint = "; call it first: with its settings, or ()" if callable(attack) else ""
+    raise UsageError(f"{wrapper} wraps an attack that is made (isr.attacks.pgd.PGD), not {attack!r}{hint}")
+
+
 def with_eot(attack: PGD, transforms: Any = None, *, samples: int = 1) -> PGD:
     """The same attack, made to survive transformations (default: `isr.transforms.standard_eot`)."""
-    return attack.with_objective(EOT(attack.objective, transforms, samples), name=f"{attack.name}+eot")
+    made = _wrappable(attack, "with_eot")
+    return made.with_objective(EOT(made.objective, transforms, samples), name=f"{made.name}+eot")
 
 
 def with_prompts(
     attack: PGD, prompts: Sequence[str], *, own: bool = True, mode: Literal["cycle", "all"] = "cycle"
 ) -> PGD:
     """The same attack against a pool of prompts."""
-    return attack.with_objective(PromptPool(attack.objective, tuple(prompts), own, mode), name=f"{attack.name}+prompts")
+    made = _wrappable(attack, "with_prompts")
+    _check_prompts(prompts)  # before a string becomes its letters
+    return made.with_objective(PromptPool(made.objective, tuple(prompts), own, mode), name=f"{made.name}+prompts")
 
 
 def with_editors(attack: PGD, editors: Sequence[WhiteBoxEditor], *, balance: bool = True) -> PGD:
     """The same attack against several editors at once (the one given to `immunize`, and these)."""
-    return attack.with_objective(
-        EditorEnsemble(attack.objective, tuple(editors), balance), name=f"{attack.name}+ensemble"
-    )
+    made = _wrappable(attack, "with_editors")
+    _check_editors(editors)
+    return made.with_objective(EditorEnsemble(made.objective, tuple(editors), balance), name=f"{made.name}+ensemble")

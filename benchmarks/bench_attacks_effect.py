@@ -15,6 +15,9 @@ Making needs an editor, torch and diffusers, and no client package; each arm (a 
 out/attacks_effect/<editor>/, and a run that was stopped goes on with the next picture (--limit ends it in time). Judging
 needs those files and the referees, runs on the CPU, and may be repeated whenever the referees change.
 
+On the CPU several processes may work in one folder once control is made: OMP_NUM_THREADS=1 each, --make --no-reductions, and --methods
+that no other has; then one process without --methods makes the reductions and judges.
+
 Design split, original prompt, both referees, strict consensus; every edit with the same seed on the unprotected picture
 (control) and with random signs of the same ε (noise); guidance, steps and the like are the editor's own defaults. Working ε: the
 smallest of 0.03, 0.045, 0.06, 0.09, 0.12 at which `end-to-end` (an upper bound, not SIFM) reaches an excess of 60 points; where
@@ -185,7 +188,7 @@ class Maker:
 
 def make(options: argparse.Namespace, editor: Any = None) -> bool:
     """Everything asked for that is not there yet; False where time ran out."""
-    from isr.immunization import make_editor
+    from isr.making import make_editor
 
     begun = time.monotonic()
     world = miniworld(n=options.images, split="design")
@@ -231,12 +234,11 @@ def mark_editor(folder: Path, editor: Any) -> None:
 def plan(options: argparse.Namespace, editor: Any = None) -> dict[str, Any]:
     """What is missing, and the seconds that making it takes here: of earlier arms of the method, else timed now on a few pictures.
 
-    `seconds` are of the clock, with whatever else runs; `seconds_alone` are CPU seconds by threads, which is what the clock
-    would show on a machine that does nothing else.
+    On the CPU timed on one thread, as a run with OMP_NUM_THREADS=1 would take: threads that wait for each other spin, which a busy
+    machine would count as work. `seconds` are of the clock, with whatever else runs; `seconds_alone` are CPU seconds, which is what the
+    clock would show if the thread had a core to itself. What was `measured` "earlier" is the clock of that run, in both.
     """
-    import torch
-
-    from isr.immunization import make_editor
+    from isr.making import make_editor
 
     world = miniworld(n=options.images, split="design")
     store = store_of(options, world)
@@ -264,16 +266,18 @@ def plan(options: argparse.Namespace, editor: Any = None) -> dict[str, Any]:
         )
         say(f"{name}: {missing} pictures, {busy:.0f} s ({alone:.0f} s alone)")
     busy, alone = (sum(row[key] for row in rows) for key in ("seconds", "seconds_alone"))
-    where = f"{made.device.type}, {torch.get_num_threads()} threads"
+    where = f"{made.device.type}, 1 thread" if on_cpu else made.device.type
     say(
-        f"{sum(row['missing'] for row in rows)} protections and edits on {where}: {alone / 3600:.1f} hours on a machine that does "
-        f"nothing else, {busy / 3600:.1f} as busy as this one is now; judging comes on top"
+        f"{sum(row['missing'] for row in rows)} protections and edits on {where}: {alone / 3600:.1f} hours undisturbed, "
+        f"{busy / 3600:.1f} as busy as this machine is now; judging comes on top"
+        + ("; to use more cores, see the top of this file" if on_cpu else "")
     )
     return {"editor": made.name, "where": where, "seconds": busy, "seconds_alone": alone, "arms": rows}
 
 
 class Cost(NamedTuple):
-    """Seconds per picture: by the clock, and of CPU time by threads (on a GPU: the clock). `measured`: "earlier" or "now"."""
+    """Seconds per picture: by the clock, and of CPU time on one thread (on a GPU and of earlier runs: the clock). `measured`:
+    "earlier" or "now"."""
 
     clock: float = 0.0
     alone: float = 0.0
@@ -315,10 +319,15 @@ class Timing:
     def _clocked(self, action: Callable[[], object]) -> Cost:
         import torch
 
-        clock, cpu = time.perf_counter(), time.process_time()
-        action()
-        clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
-        alone = cpu / torch.get_num_threads() if self.editor.device.type == "cpu" else clock
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            clock, cpu = time.perf_counter(), time.process_time()
+            action()
+            clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+        finally:
+            torch.set_num_threads(threads)
+        alone = cpu if self.editor.device.type == "cpu" else clock
         return Cost(clock / len(self.items), min(clock, alone) / len(self.items), "now")
 
     def _edit(self) -> None:

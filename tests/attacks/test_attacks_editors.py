@@ -22,15 +22,26 @@ from isr.errors import UsageError
 from isr.registry import ATTACKS
 
 METHODS = tuple(p.name for p in ATTACKS.list() if p.name != "noise")
-#: family → checkpoint of tests/editors/tiny.py. All methods are defined on all of them but Kontext.
-FAMILIES = {
-    "ip2p": "ip2p",
-    "ip2p-sample": "ip2p",
-    "sd15-img2img": "sd15",
-    "sd3-img2img": "sd3",
-    "sd3-instruct": "ultraedit-sd3",
-    "kontext": "kontext",
+#: family → checkpoint of tests/editors/tiny.py and its options. All methods are defined on all of them.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ip2p": ("ip2p", {}),
+    "ip2p-sample": ("ip2p", {"prediction_type": "sample"}),
+    "sd15-img2img": ("sd15", {}),
+    "sd3-img2img": ("sd3", {}),
+    "sd3-instruct": ("ultraedit-sd3", {}),
+    "kontext": ("kontext", {}),
 }
+#: Their kin, with one method for each of the surfaces features, attention and predict.
+KIN: dict[str, tuple[str, dict[str, Any]]] = {
+    "sdxl-ip2p": ("sdxl-ip2p", {}),
+    "sdxl-img2img": ("sdxl", {}),
+    "sd35-img2img": ("sd35", {}),
+    "sd3-instruct-masked": ("ultraedit-sd3", {"mask": True}),
+}
+PAIRS = [
+    *((family, name) for family in FAMILIES for name in METHODS),
+    *((family, name) for family in KIN for name in ("sifm", "semantic", "advdm")),
+]
 PROMPTS = ["make the hat red"]
 
 
@@ -40,9 +51,10 @@ def editors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     class Lazy(dict[str, Any]):
         def __missing__(self, name: str) -> Any:
-            options = {"prediction_type": "sample"} if name.endswith("-sample") else {}
-            folder = tiny.build(FAMILIES[name], tmp_path_factory.mktemp(name), **options)
-            made[name] = self[name] = load_editor(folder, device="cpu", resolution=32, defaults={"steps": 8})
+            family, options = {**FAMILIES, **KIN}[name]
+            folder = tiny.build(family, tmp_path_factory.mktemp(name), **options)
+            defaults = {"steps": 8, **({"strength": 0.6} if name == "sdxl-img2img" else {})}
+            made[name] = self[name] = load_editor(folder, device="cpu", resolution=32, defaults=defaults)
             return made[name]
 
     return Lazy()
@@ -53,8 +65,17 @@ def make(name: str, **settings: Any) -> PGD:
     return attack
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+def test_sifm_reads_any_layer_of_the_denoiser(editors: dict[str, Any]) -> None:
+    """Also one that `editor.layers()` does not list; a name that the denoiser lacks is refused by the editor."""
+    editor, name = editors["ip2p"], "down_blocks.0.resnets.0.conv1"
+    clean = to_tensor(pictures(1, (32, 32)))
+    assert name not in editor.layers()
+    assert one_step(SIFM(layers=[name]), editor, clean, PROMPTS).gradient.any()
+    with pytest.raises(UsageError, match=r"no layers \['nowhere'\]"):
+        one_step(SIFM(layers=[name, "nowhere"]), editor, clean, PROMPTS)
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_loss_falls(family: str, name: str, editors: dict[str, Any]) -> None:
     editor, options = editors[family], {}
     if name in ("photoguard-diffusion", "end-to-end"):
@@ -144,16 +165,17 @@ def test_batch_against_loop_on_a_real_unet(name: str, editors: dict[str, Any]) -
     assert float((both.sign() != alone.sign()).float().mean()) <= 0.005
 
 
-def test_kontext_refuses_what_it_does_not_offer(editors: dict[str, Any]) -> None:
-    editor = editors["kontext"]
-    withheld = getattr(editor, "undefined", ())
-    for name in METHODS:
-        objective = make(name).objective
-        if any(n in withheld for n in objective.needs):
-            with pytest.raises(UsageError, match=f"{name} is not defined for this editor"):
+@pytest.mark.parametrize("family", [*FAMILIES, *KIN])
+def test_paths_exist_where_the_image_is_a_condition(family: str, editors: dict[str, Any]) -> None:
+    """Asked of the editor itself, with a small black picture, before a user's picture is touched."""
+    editor = editors[family]
+    for name in ("sifm", "advdm", "mist", "ace", "semantic"):
+        objective = make(name, path="cond").objective
+        if editor.traits.strength is None:
+            objective.check(editor)
+        else:
+            with pytest.raises(UsageError, match=f"{name} with path='cond' is not defined for this editor"):
                 objective.check(editor)
-    for name in ("sifm", "photoguard-encoder", "editshield", "diffusionguard"):
-        make(name).objective.check(editor)
 
 
 def test_literal_layers_of_sifm_on_a_unet(editors: dict[str, Any]) -> None:

@@ -32,11 +32,13 @@ class Editing(ToyEditor):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.edited = 0
+        self.threads: set[int] = set()
 
     def edit(
         self, images: Sequence[PIL.Image.Image], prompts: Sequence[str], *, seeds: Sequence[int], **settings: Any
     ) -> list[PIL.Image.Image]:
         self.edited += len(images)
+        self.threads.add(torch.get_num_threads())
         with torch.no_grad():
             return to_pictures(self.rollout(to_tensor(images), prompts, 2, seeds=seeds))
 
@@ -175,7 +177,13 @@ def test_judging_decides_what_is_made_next(tmp_path: Path, monkeypatch: pytest.M
 def test_a_plan_says_how_long_it_takes_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--images", "3", "--batch", "2", "--iterations", "50", "--methods", "noise,sifm", "--out", str(tmp_path)]
     args += ["--editor", "toy"]
-    assert bench.main([*args, "--plan"], editor=Editing()) == 0
+    before, editor = torch.get_num_threads(), Editing()
+    try:
+        torch.set_num_threads(2)
+        assert bench.main([*args, "--plan"], editor=editor) == 0
+        assert (1 in editor.threads, torch.get_num_threads()) == (True, 2)
+    finally:
+        torch.set_num_threads(before)
     assert not list(tmp_path.iterdir())
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {row["arm"]: row["missing"] for row in plan["arms"]}["sifm@0.12"] == 3

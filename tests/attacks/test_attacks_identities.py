@@ -222,7 +222,11 @@ def test_tile_is_high_contrast_tiled_and_the_same_everywhere() -> None:
     # The authors' target: grey mean 67, sd 110. Ours: white share of the 9×19 cell.
     assert 50 < levels.mean() < 90
     assert 95 < levels.std() < 125
-    assert hashlib.sha256(picture.tobytes()).hexdigest() == hashlib.sha256(tile(512, 512).tobytes()).hexdigest()
+    # Results of Mist and ACE hang on these bytes: another digest is another target picture.
+    assert (
+        hashlib.sha256(picture.tobytes()).hexdigest()
+        == "64d7d46b72ae050754138f5bd82eaaaf85f33373e89c8ec3ef0ec740815df585"
+    )
     cell = np.asarray(tile(19 * 4, 9 * 4, columns=1, rows=1))[:, :, 0]
     assert np.array_equal(np.asarray(tile(19 * 8, 9 * 8, columns=2, rows=2))[: 9 * 4, : 19 * 4, 0], cell)
     assert tile(33, 47).size == (33, 47)

@@ -143,6 +143,24 @@ def test_passes_per_iteration(name: str) -> None:
         assert long["rows"] == 4 * 6, "4 timesteps, 5 iterations and the clean features"
 
 
+@pytest.mark.parametrize(("policy", "walks", "features"), [("fixed", 0, 1), ("fresh_imm", 1, 1), ("fresh_both", 1, 2)])
+def test_a_trajectory_costs_a_clean_edit_once_or_with_fresh_noise_each_time(
+    policy: str, walks: int, features: int
+) -> None:
+    """Default T ends at the 6th of 10 timesteps: 5 full passes lead there."""
+
+    def calls(iterations: int) -> Counter[str]:
+        editor = ToyEditor()
+        attack = make("sifm", iterations=iterations, path="trajectory", noise=policy)
+        attack.immunize(pictures(1), ["a b"], editor=editor, seeds=[0])
+        return editor.calls
+
+    short, long = calls(2), calls(5)
+    assert (long["full"] - short["full"]) / 3 == 5 * walks
+    assert (long["denoiser"] - short["denoiser"]) / 3 == 5 * walks + features
+    assert short["full"] == 5 + 2 * 5 * walks
+
+
 def test_rows_bound_the_denoiser_pass_and_leave_one_encoder_pass() -> None:
     editor = ToyEditor()
     make("sifm", iterations=1, rows=2).immunize(pictures(1), ["a b"], editor=editor, seeds=[0])
@@ -184,7 +202,7 @@ def test_condition_path_is_not_defined_where_there_is_no_condition(name: str) ->
 
 @pytest.mark.parametrize("name", ["advdm", "mist", "ace", "semantic"])
 def test_trajectory_is_for_sifm(name: str) -> None:
-    with pytest.raises(UsageError, match=f"path of {name} must be one of both, lat, cond, not 'trajectory'"):
+    with pytest.raises(UsageError, match="path must be one of both, lat, cond, not 'trajectory'"):
         make(name, path="trajectory").immunize(pictures(1), ["a"], editor=ToyEditor(), seeds=[0])
 
 

@@ -13,18 +13,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from isr.attacks.advdm import advdm
+from isr.attacks.checkpoint import Checkpoint
 from isr.attacks.context import Context, Draws
-from isr.attacks.objective import Objective
-from isr.attacks.pgd import PGD, Progress, one_step, to_tensor
+from isr.attacks.objective import Objective, value_and_gradient
+from isr.attacks.pgd import PGD, Progress, to_tensor
 from isr.attacks.photoguard_encoder import photoguard_encoder
 from isr.attacks.settings import PGDSettings
 from isr.attacks.sifm import sifm
 from isr.attacks.steps import clip_pixels, descend, first_delta, norms, project
+from isr.attacks.wrappers import PromptPool
 from torch import Tensor
 from toy import BlackBox, ToyEditor, pictures
 
 from isr.errors import IntegrityError, IsrError, UsageError
 from isr.perturbation import measure
+from isr.registry import ATTACKS
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Linear(Objective):
     """⟨w, x⟩ with a fixed w: its optimum in every ball is known."""
 
     method: ClassVar[str] = "linear"
+    stochastic: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
     poison: int = -1
 
@@ -232,6 +236,101 @@ def test_early_stop_is_per_picture() -> None:
     result = attack.run([grey(), grey(100)], ["", ""], editor=ToyEditor(), seeds=[0, 1])
     assert all(len(h) < 12 for h in result.histories)
     assert result.histories[0][-1] < result.histories[0][0]
+    # Corner after 2 steps: losses of iterations 1, 2, 3 fall, 4, 5, 6 do not.
+    assert [len(h) for h in result.histories] == [6, 6]
+
+
+@dataclass(frozen=True)
+class Noisy(Linear):
+    """Linear, with noise on the loss (not the gradient) that is far larger than what an iteration gains."""
+
+    stochastic: ClassVar[bool] = True
+    size: float = 0.3
+
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        return super().__call__(x, context) + self.size * context.draws.normal("loss", (), x)
+
+
+def lengths(attack: PGD, n: int = 2) -> list[int]:
+    result = attack.run([grey()] * n, [""] * n, editor=ToyEditor(), seeds=range(n))
+    return [len(h) for h in result.histories]
+
+
+def test_patience_compares_means_where_losses_are_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss falls by α·Σ|w| = 0.05 in each of 60 iterations, under noise of sd 0.3: means of 10 fall by 0.5 (sd 0.1)."""
+    step = 0.05 / float(Linear().weights(torch.zeros(1, 3, 8, 8)).abs().sum())
+    settings = PGDSettings(eps=60.5 * step, alpha=step, iterations=200, patience=3)
+    # It goes on while there is something to gain; the corner is reached in iteration 61, so the 7th window is the best but
+    # for chance, and three that are not better end the run.
+    assert all(70 + 3 * 10 <= n < 200 and n % 10 == 0 for n in lengths(PGD(Noisy(), settings), 4))
+    # Loss by loss, it would have stopped on the way.
+    monkeypatch.setattr("isr.attacks.pgd.WINDOW", 1)
+    assert all(n < 60 for n in lengths(PGD(Noisy(), settings), 4))
+
+
+def test_advdm_does_not_stop_on_a_lucky_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss by loss it stops after a few draws; windows of 10 go on for the 6 · 10 iterations at least that patience 5 needs."""
+
+    def stops() -> list[int]:
+        attack = advdm(iterations=150, patience=5)
+        result = attack.run(pictures(2), ["a b"] * 2, editor=ToyEditor(), seeds=[0, 1])
+        return [len(h) for h in result.histories]
+
+    whole = stops()
+    monkeypatch.setattr("isr.attacks.pgd.WINDOW", 1)
+    single = stops()
+    assert all(n < 60 <= m for n, m in zip(single, whole, strict=True)), (single, whole)
+
+
+def test_patience_begins_anew_where_a_checkpoint_counted_otherwise(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state of old holds the best single loss, under which no mean of 10 ever falls."""
+
+    def stop(progress: Progress) -> None:
+        if progress.iteration == 11:
+            raise KeyboardInterrupt
+
+    def run_on(**more: Any) -> list[int]:
+        attack = advdm(iterations=150, patience=10, checkpoint=tmp_path, checkpoint_every=10, **more)
+        return [len(h) for h in attack.run(pictures(1), ["a b"], editor=ToyEditor(), seeds=[0]).histories]
+
+    monkeypatch.setattr("isr.attacks.pgd.WINDOW", 1)
+    saved = Checkpoint.save
+    with monkeypatch.context() as old:
+        # Best and stale as the old rule left them: a lucky draw, and nine that were not better.
+        old.setattr(
+            Checkpoint, "save",
+            lambda self, tensors, state: saved(
+                self, tensors, {k: v for k, v in state.items() if k != "window"} | {"best": [-1e9], "stale": [9]}
+            ),
+        )  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            run_on(progress=stop)
+    monkeypatch.undo()
+    assert run_on()[0] >= 100, "not at the next window, the 20th iteration"
+
+
+def test_patience_of_a_pool_compares_whole_turns() -> None:
+    """Two prompts in turn, one with the lower loss always: an exact objective is compared turn by turn, and still stops."""
+
+    @dataclass(frozen=True)
+    class PerPrompt(Linear):
+        def __call__(self, x: Tensor, context: Context) -> Tensor:
+            return super().__call__(x, context) + 100.0 * (context.prompts[0] == "high")
+
+    # The corner needs 40 steps; one by one, every second loss would be 100 higher, and patience 1 would stop at once.
+    settings = PGDSettings(eps=0.04, alpha=0.001, iterations=100, patience=1)
+    pool = PromptPool(PerPrompt(), ["high"])
+    assert pool.stochastic is False
+    assert pool.cycle == 2
+    # Losses fall up to iteration 41 (before its step δ is at the corner): the turn 41, 42 is the best, 43, 44 is not better.
+    assert lengths(PGD(pool, settings), 1) == [44]
+    assert PromptPool(PromptPool(Noisy(), ["a", "b"]), ["c"]).cycle == 6
+    assert PromptPool(Noisy(), ["a", "b"], mode="all").cycle == 1
+    # Random losses: at least 10 iterations, in whole turns (4 prompts: 12).
+    random = PGD(PromptPool(Noisy(size=1e-6), ["a", "b", "c"]), PGDSettings(eps=0.01, alpha=0.005, iterations=100))
+    assert lengths(random.with_settings(patience=1), 1)[0] % 12 == 0
 
 
 # ------------------------------------------------------------------------------------------------- masks, progress
@@ -292,13 +391,48 @@ def test_half_precision_keeps_float32_delta_and_agrees_with_full() -> None:
     assert half.histories[0][-1] == pytest.approx(full.histories[0][-1], rel=0.02)
 
 
-def test_loss_scale_is_divided_out() -> None:
-    plain = one_step(
-        photoguard_encoder().objective, ToyEditor(dtype=torch.float64), to_tensor(pictures(1)).double(), [""]
-    )
-    attack = photoguard_encoder(iterations=3, loss_scale=1024.0)
-    assert run(attack) == run(photoguard_encoder(iterations=3))
-    assert plain.gradient.dtype == torch.float64
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_precision_is_that_of_the_networks(precision: Any) -> None:
+    seen: set[tuple[torch.dtype, torch.dtype]] = set()
+
+    class Spy(ToyEditor):
+        def latents(self, x: Tensor) -> Tensor:
+            seen.add((x.dtype, torch.nn.functional.conv2d(x, self.w_enc, stride=4).dtype))
+            return super().latents(x)
+
+    photoguard_encoder(iterations=2, precision=precision).run(pictures(1), [""], editor=Spy(), seeds=[0])
+    assert seen == {(torch.float32, getattr(torch, precision))}
+
+
+@pytest.mark.parametrize("name", ["photoguard-encoder", "advdm", "sifm"])
+def test_loss_scale_is_divided_out(name: str) -> None:
+    """From losses and gradients; sign steps do not see a scale, normalised ones neither, so Adam's ε and the gradient do."""
+    attack, clean = ATTACKS.create(name), to_tensor(pictures(1))
+    found = []
+    for scale in (1.0, 1024.0):
+        context = Context(editor=ToyEditor(), clean=clean, prompts=("a b",), draws=Draws([3]))
+        context.cache["loss_scale"] = scale
+        attack.objective.prepare(context)
+        found.append(value_and_gradient(attack.objective, 0.9 * clean, context))
+    assert float(found[0][1].abs().max()) > 0
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-9)
+
+
+def test_loss_scale_reaches_the_backward_pass() -> None:
+    """It is there to lift gradients inside the network; what leaves the network is divided."""
+    inside: list[float] = []
+
+    class Spy(ToyEditor):
+        def latents(self, x: Tensor) -> Tensor:
+            z = super().latents(x)
+            if z.requires_grad:
+                z.register_hook(lambda g: inside.append(float(g.abs().max())))
+            return z
+
+    for scale in (1.0, 1024.0):
+        photoguard_encoder(iterations=1, start="zero", loss_scale=scale).run(pictures(1), [""], editor=Spy(), seeds=[0])
+    assert inside[1] == pytest.approx(1024 * inside[0], rel=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

@@ -139,7 +139,7 @@ def test_reductions_and_distances_are_what_they_say() -> None:
         ("paper", "l1", "mse"): l1 - 0.1 * d2.mean(-1),
         ("mean_mean", "l1", "mse"): l1 / n - 0.1 * d2.mean(-1),
         ("mean_sum", "l1", "mse"): l1 / n - 0.1 * d2.sum(-1),
-        ("relative", "l1", "mse"): l1 / f0.abs().sum(-1) - 0.1 * d2.mean(-1) / (f0**2).mean(-1),
+        ("relative", "l1", "mse"): l1 / f0.abs().sum(-1) - 1.0 * d2.mean(-1) / (f0**2).mean(-1),
         ("paper", "frobenius", "mse"): l2 - 0.1 * d2.mean(-1),
         ("mean_mean", "frobenius", "l1"): l2 / n**0.5 - 0.1 * (f - f0).abs().mean(-1),
         ("paper", "l1", "cosine"): l1 - 0.1 * (1 - (f * f0).sum(-1) / (l2 * f0.norm(dim=-1))),
@@ -225,7 +225,7 @@ def test_trajectory_passes_the_latents_of_a_clean_edit(prediction: str) -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "flow"])
 def test_timesteps_outside_of_the_schedule_are_refused(prediction: str) -> None:
     for wrong in ([1001.0], [500, -1], [float("nan")], []):
-        with pytest.raises(UsageError, match=r"timesteps must be numbers from 0 to 1000"):
+        with pytest.raises(UsageError, match=r"timesteps must be a list of numbers from 0 to 1000"):
             ATTACKS.create("sifm", timesteps=wrong)
 
 

@@ -176,6 +176,22 @@ def test_sifm_noise_policies(policy: str) -> None:
     compare(mine, theirs, keeps_delta=True)
 
 
+@pytest.mark.parametrize("kind", [*CONDITIONED, ("epsilon", "own"), ("flow", "own")])
+@pytest.mark.parametrize("policy", ["fixed", "fresh_both"])
+def test_sifm_trajectory(kind: tuple[str, str], policy: str) -> None:
+    """Begun from the noise of the first timestep; with fresh noise another edit begins in each iteration."""
+    editor, first, second = toy(kind), normal(2, 3, 4, 2, 2, seed=1), normal(2, 3, 4, 2, 2, seed=2)
+    mine = ours(
+        "sifm", editor, given={"noise": [first, second]}, timesteps=TIMES, layers=("one", "two"), path="trajectory",
+        noise=policy, lam=200.0,
+    )  # fmt: skip
+    begun = (first if policy == "fixed" else second)[:, 0]
+    theirs = sifm.step_trajectory(
+        editor, *start(), PROMPTS, times=TIMES, noise=begun, layers=("one", "two"), lam=200.0, **walk("sifm")
+    )
+    compare(mine, theirs, keeps_delta=True)
+
+
 @pytest.mark.parametrize("zero", [False, True])
 def test_sifm_grad_balanced(zero: bool) -> None:
     editor, n = toy(("epsilon", "cond")), normal(2, 3, 4, 2, 2, seed=1)

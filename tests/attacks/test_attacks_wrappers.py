@@ -13,6 +13,7 @@ from torch import Tensor
 from toy import ToyEditor, pictures
 
 from isr.errors import UsageError
+from isr.protocols import Traits
 from isr.registry import ATTACKS
 from isr.transforms import Blur, Identity
 
@@ -102,6 +103,57 @@ def test_every_method_runs_inside_all_three(name: str) -> None:
     result = wrapped.run(pictures(1), ["a cat"], editor=ToyEditor(), seeds=[0])
     assert result.deltas[0].any()
     assert wrapped.name == f"{name}+ensemble+prompts+eot"
+
+
+def test_only_gradient_attacks_can_be_wrapped() -> None:
+    noise = ATTACKS.create("noise")
+    wraps = {
+        "with_eot": with_eot,
+        "with_prompts": lambda a: with_prompts(a, ["a dog"]),
+        "with_editors": lambda a: with_editors(a, [ToyEditor()]),
+    }
+    for name, wrap in wraps.items():
+        with pytest.raises(UsageError, match=rf"{name} wraps gradient attacks .* but noise\), and 'noise' is none"):
+            wrap(noise)
+        with pytest.raises(UsageError, match=rf"{name} wraps an attack that is made .*; call it first"):
+            wrap(sifm)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=rf"{name} wraps an attack that is made .*, not 'sifm'"):
+            wrap("sifm")  # type: ignore[arg-type]
+
+
+def test_lists_of_wrappers_are_lists() -> None:
+    with pytest.raises(UsageError, match=r"prompts must be a list of at least one prompt .*, not 'a dog'"):
+        with_prompts(sifm(), "a dog")
+    with pytest.raises(UsageError, match=r"prompts must be a list of at least one prompt .*, not \[3\]"):
+        with_prompts(sifm(), [3])  # type: ignore[list-item]
+    for wrong in (ToyEditor(), "ip2p", []):
+        with pytest.raises(UsageError, match="editors must be a list of at least one further white-box editor"):
+            with_editors(sifm(), wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"editors must hold loaded editors .*, not 'ip2p'"):
+        with_editors(sifm(), ["ip2p"])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match=r"transforms must be a distribution of isr\.transforms, a function"):
+        with_eot(sifm(), "jpeg")
+    with pytest.raises(UsageError, match="samples must be at least 1, not 0"):
+        with_eot(sifm(), samples=0)
+
+
+def test_every_member_takes_every_picture() -> None:
+    """Known from `size_multiple`, so said before any member's encoder fails on it."""
+
+    class Coarse(ToyEditor):
+        traits = Traits(white_box=True, size_multiple=8, family="toy", steps=10)
+
+        def latents(self, x: Tensor) -> Tensor:
+            raise RuntimeError("inside the encoder")
+
+    images, first, second = pictures(2, (12, 12)), ToyEditor(), Coarse(name="coarse")
+    plain = with_editors(photoguard_encoder(iterations=1), [second])
+    for attack in (plain, with_eot(plain), with_prompts(plain, ["a dog"])):
+        with pytest.raises(
+            UsageError,
+            match=r"images\[0\] is 12×12, but 'coarse' works on sides that are multiples of 8; give 'coarse' as editor=",
+        ):
+            attack.immunize(images, PROMPTS, editor=first, seeds=[0, 1])
 
 
 def test_wrapped_runs_resume(tmp_path: object) -> None:

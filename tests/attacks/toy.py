@@ -154,7 +154,7 @@ class ToyEditor:
                 found[name] = value
             if len(found) == len(layers):
                 break
-        return {name: found[name] for name in layers}
+        return found
 
     def attention(
         self, noisy: Tensor, t: Tensor, text: Tensor, cond: Tensor | None, columns: Sequence[int] | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .common import Step, add_noise, gradients, inputs, sign_step
+from .common import Step, add_noise, denoise, gradients, inputs, levels, noise_estimate, sign_step
 
 
 def phi(
@@ -151,6 +151,65 @@ def step_layer_losses(
                 total = total + of_layer / is_now.numel() / len(layers)
         mean: Tensor = total / len(times)
         return mean
+
+    losses, g = gradients(loss, clean, delta)
+    return Step(losses, g, *sign_step(clean, delta, g, alpha, eps))
+
+
+def clean_edit(editor: Any, clean: Tensor, prompt: str, times: Sequence[float], n: Tensor) -> dict[float, Tensor]:
+    """z at every t ∈ T of an edit of the clean picture from pure noise n, over the editor's own steps and T, unguided.
+
+    VP: DDIM (Song et al. 2021, eq. 12, σ_t = 0), z' = √ā' ẑ₀ + √(1−ā') n̂. Flow: Euler, z' = z + (σ' − σ) v̂.
+    """
+    own = [float(t) for t in editor.timesteps(editor.traits.steps)]
+    grid = sorted({*own, *times}, reverse=True)
+    c, z, seen = editor.condition(clean), n, {}
+    for k, time in enumerate(grid):
+        seen[time] = z
+        if time == min(times):
+            break
+        after = grid[k + 1]
+        with torch.no_grad():
+            out = denoise(editor, z, time, prompt, c)
+        if editor.prediction == "flow":
+            z = z + (after - time) / 1000 * out
+        else:
+            (a, b), (a_next, b_next) = levels(editor, time), levels(editor, after)
+            n_hat = noise_estimate(editor, out, z, time)
+            z = a_next * (z - b * n_hat) / a + b_next * n_hat
+    return seen
+
+
+def step_trajectory(
+    editor: Any,
+    clean: Tensor,
+    delta: Tensor,
+    prompts: Sequence[str],
+    *,
+    times: Sequence[float],
+    noise: Tensor,
+    layers: Sequence[str],
+    lam: float = 0.1,
+    alpha: float,
+    eps: float,
+) -> Step:
+    """z_t from a clean edit, so that pixels reach φ_t through the condition alone. noise: (B, C, h, w), where it begins."""
+
+    def loss(i: int, x: Tensor) -> Tensor:
+        x0, total = clean[i : i + 1], torch.zeros((), dtype=clean.dtype)
+        z = clean_edit(editor, x0, prompts[i], times, noise[i : i + 1])
+        for time in times:
+
+            def features(c: Tensor, time: float = time) -> Tensor:
+                t = torch.tensor([time], dtype=torch.float64)
+                found = editor.features(z[time], t, editor.embed([prompts[i]]), c, list(layers))
+                return torch.stack([found[name] for name in layers]).sum(dim=0) / len(layers)
+
+            with torch.no_grad():
+                original = features(editor.condition(x0))
+            now = features(editor.condition(x))
+            total = total + norm_term(now, original, "paper") - lam * dist_term(now, original, "paper")
+        return total / len(times)
 
     losses, g = gradients(loss, clean, delta)
     return Step(losses, g, *sign_step(clean, delta, g, alpha, eps))
