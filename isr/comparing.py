@@ -116,24 +116,19 @@ def _cases(report: Report) -> pd.DataFrame:
     judged = report.matrix
     table = report.cases.assign(
         strict_outcome=pd.Series(judged.strict_outcomes, dtype=object),
-        any_outcome=pd.Series([None] * len(judged.cases) if report.lazy else judged.any_outcomes, dtype=object),
+        any_outcome=pd.Series(judged.any_outcomes, dtype=object),
     )
     return table[table["arm"] != "control"].copy()
 
 
 def _with_bands(rates: pd.DataFrame, cases: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """`rates` with band_low and band_high after the bounds; its rows are the groups of `cases` in the same order."""
-    low, high = [], []
-    for _, group in cases.groupby(list(by), sort=False, dropna=False):
-        strict, either = group["strict_outcome"], group["any_outcome"]
-        lazy = bool(either.isna().any())
-        ends = (float((strict == "success").mean()), float("nan")) if lazy else band(strict, either)
-        low.append(ends[0])
-        high.append(ends[1])
+    groups = cases.groupby(list(by), sort=False, dropna=False)
+    ends = [band(group["strict_outcome"], group["any_outcome"]) for _, group in groups]
     out = rates.copy()
     after = list(out.columns).index("bound_high")
-    out.insert(after + 1, "band_low", low)
-    out.insert(after + 2, "band_high", high)
+    out.insert(after + 1, "band_low", [low for low, _ in ends])
+    out.insert(after + 2, "band_high", pd.Series([high for _, high in ends], index=out.index, dtype=float))
     return out
 
 

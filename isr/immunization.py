@@ -8,22 +8,22 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast, get_args, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
-import numpy.typing as npt
 import PIL.Image
 
-from .errors import BudgetError, RegistryError, UsageError, missing_extra
+from .errors import BudgetError, UsageError
 from .images import as_image, check_images
-from .perturbation import Budget, Perturbation, bands, fit, measure, pixels, quantise, verify, within
+from .making import make_attack, make_editor
+from .masks import grey_mask, hold
+from .perturbation import Budget, Perturbation, fit, measure, pixels, share_of, verify, within
 from .protocols import Editor, Immunizer
-from .registry import ATTACKS, RESOLVERS
+from .working import Size, carry_over, check_size, resized, working_size
 
-__all__ = ["Immunized", "OverBudget", "carry_over", "immunize", "make_attack", "make_editor", "working_size"]
+__all__ = ["Immunized", "OverBudget", "immunize", "protect", "warn_unchanged"]
 
 OverBudget = Literal["rounding", "project", "raise"]
-Size = tuple[int, int]
 T = TypeVar("T")
 
 
@@ -61,101 +61,6 @@ class Immunized(Sequence[PIL.Image.Image]):
         return len(self.images)
 
 
-def make_attack(attack: str | Immunizer, **settings: Any) -> Immunizer:
-    """An immunizer from its registered name (or the paper's abbreviation) and settings; one that is made already as it is.
-
-    Raises:
-        RegistryError: no such name. MissingExtraError: it needs torch. UsageError: unknown settings.
-    """
-    if not isinstance(attack, str):
-        if settings:
-            raise UsageError(f"attack is made already; settings {sorted(settings)} go where it is made")
-        if not isinstance(attack, Immunizer):
-            raise UsageError(f"attack must be a registered name or an Immunizer, not {type(attack).__name__}")
-        return attack
-    try:
-        made = ATTACKS.create(attack, **settings)
-    except RegistryError as error:
-        if isinstance(error.__cause__, ModuleNotFoundError) and error.__cause__.name in ("torch", "safetensors"):
-            raise missing_extra(f"The attack {attack!r}", "attacks", str(error.__cause__.name)) from error
-        raise
-    if not isinstance(made, Immunizer):
-        raise UsageError(
-            f"the attack {attack!r} gave a {type(made).__name__}, which is not an Immunizer (docs/attacks.md)"
-        )
-    return made
-
-
-def make_editor(editor: Any, **options: Any) -> Editor:
-    """An editor from a registered name, a folder, a function, or an editor (`isr.editors.load_editor`)."""
-    if isinstance(editor, Editor) and not options:
-        return editor
-    return cast(Editor, RESOLVERS.load("editors")(editor, **options))
-
-
-def working_size(width: int, height: int, editor: Editor | None, size: int | None = None) -> Size:
-    """(width, height) in which the perturbation of a picture is made.
-
-    The size in which the editor itself works on such a picture (`editor.working_size(height, width)`, where it has one).
-    Where that has more than 1.5 times the pixels of the editor's native square (an editor that takes photos as they are),
-    or the editor has no such rule: the longest side is brought to the native one at most. Sides are multiples of the
-    editor's `size_multiple`; the picture is never enlarged except to one multiple.
-
-    Args:
-        size: longest side to work at instead.
-    """
-    if editor is None:
-        return width, height
-    multiple, native = editor.traits.size_multiple, editor.traits.native_size
-    own = getattr(editor, "working_size", None)
-    if size is None and callable(own):
-        tall, wide = own(height, width)
-        if native is None or wide * tall <= 1.5 * native**2:
-            return int(wide), int(tall)
-    longest = size if size is not None else native
-    scale = 1.0 if longest is None else min(1.0, longest / max(width, height))
-
-    def side(value: int) -> int:
-        return max(multiple, round(value * scale) // multiple * multiple)
-
-    return side(width), side(height)
-
-
-def carry_over(
-    original: PIL.Image.Image, work: PIL.Image.Image, protected: PIL.Image.Image, budget: Budget | None
-) -> PIL.Image.Image:
-    """Carry a perturbation made at a working size over to the original's size, inside the budget.
-
-    The change (protected − work, in levels) is resampled bicubically per channel as floats, added to the original, rounded
-    and projected. An L2 budget holds on the original's pixels, which shrinks a perturbation made at a smaller size.
-
-    Args:
-        original: the full picture. work: the picture the attack was given. protected: what it returned, same size as `work`.
-    """
-    if work.size == original.size:
-        return fit(original, protected, None)  # the same grid: nothing to resample
-    change = pixels(protected, "protected").astype(np.float32) - pixels(work, "work").astype(np.float32)
-    planes = [
-        np.asarray(PIL.Image.fromarray(change[:, :, c]).resize(original.size, PIL.Image.Resampling.BICUBIC))
-        for c in range(3)
-    ]
-    base = pixels(original, "original")
-
-    def perturbed(rows: slice) -> npt.NDArray[np.float64]:
-        delta = np.stack([plane[rows] for plane in planes], axis=2).astype(np.float64) / 255
-        if budget is not None and budget.norm == "linf":
-            delta = np.clip(delta, -budget.eps, budget.eps)
-        moved: npt.NDArray[np.float64] = base[rows].astype(np.float64) / 255 + delta
-        return moved
-
-    if budget is not None and budget.norm == "l2":
-        return PIL.Image.fromarray(quantise(base, perturbed(slice(None)), budget))
-    whole = np.empty_like(base, order="C")
-    for rows in bands(base):
-        whole[rows] = quantise(base[rows], perturbed(rows), budget)
-    return PIL.Image.fromarray(whole)
-
-
 def immunize(
     images: Sequence[Any],
     prompts: Sequence[str | None] | str | None = None,
@@ -183,9 +88,10 @@ def immunize(
         attack: a registered name ("sifm", "photoguard-encoder", …; `isr attacks`), or an Immunizer.
         editor: a registered name, a folder, or an editor; white-box for every method but noise.
         seeds: N integers; default seed, seed + 1, ….
-        masks: N greyscale masks in the size of the pictures, white where pixels may change, or None each. Black pixels stay
-            as they are in the result, whatever the immunizer does.
-        size: longest side to work at (default: as the editor works).
+        masks: N greyscale masks in the size of the pictures, white where pixels may change, or None each (`isr.masks`: PIL,
+            files, arrays of 0–255, of [0, 1] or of booleans; no transparency). Black pixels stay as they are in the result,
+            and grey ones within their share of an L∞ budget, whatever the immunizer does.
+        size: longest side to work at (default: as the editor works), at least the editor's `size_multiple`.
         over_budget: what to do where a returned picture is over the declared budget: "rounding" cuts back what rounding to
             8 bits explains (one level) and raises otherwise; "project" always cuts back; "raise" never does.
         progress: True for a bar, or a function. checkpoint: folder from which an interrupted run goes on.
@@ -194,6 +100,8 @@ def immunize(
     Raises:
         ProblemsError: pictures that cannot be read, all listed. UsageError: lengths, names, or the method is not defined for
             the editor. BudgetError: the immunizer broke its own budget.
+
+    Pictures that come back unchanged are named in a warning: they are not protected.
 
     >>> import isr
     >>> protected = isr.immunize(["face.png"], ["make him a zombie"], attack="sifm", editor="mini-ip2p")  # doctest: +SKIP
@@ -207,24 +115,58 @@ def immunize(
     numbers = _per_image("seeds", [seed + i for i in range(len(originals))] if seeds is None else seeds, originals)
     immunizer = make_attack(attack, **settings)
     made = None if editor is None else make_editor(editor)
-    # A method that looks at no model works on the picture itself.
-    free = made is None or bool(getattr(immunizer, "any_size", False))
-    sizes = [i.size if free else working_size(*i.size, made, size) for i in originals]
-    works = [_resized(image, s) for image, s in zip(originals, sizes, strict=True)]
-    more: dict[str, Any] = {}
     greys: list[PIL.Image.Image | None] = [None] * len(originals)
     if masks is not None:
-        greys = [_grey(m, i) for m, i in zip(_per_image("masks", masks, originals), originals, strict=True)]
+        greys = [_mask_of(m, k, originals[k]) for k, m in enumerate(_per_image("masks", masks, originals))]
+    names = [f"images[{k}]" for k in range(len(originals))]
+    found = protect(
+        originals, texts, numbers, names, immunizer=immunizer, editor=made, masks=None if masks is None else greys, size=size,
+        over_budget=over_budget, progress=progress, checkpoint=checkpoint,
+    )  # fmt: skip
+    still = [
+        n + _why_still(g, found.budget) for n, m, g in zip(names, found.measured, greys, strict=True) if not m.levels
+    ]
+    warn_unchanged(immunizer, still, len(names), found.budget, stacklevel=3)
+    return found
+
+
+def protect(
+    originals: Sequence[PIL.Image.Image],
+    prompts: Sequence[str | None],
+    seeds: Sequence[int],
+    names: Sequence[str],
+    *,
+    immunizer: Immunizer,
+    editor: Editor | None,
+    masks: Sequence[PIL.Image.Image | None] | None = None,
+    size: int | None = None,
+    over_budget: OverBudget = "rounding",
+    progress: bool | Callable[[Any], None] = False,
+    checkpoint: Any = None,
+) -> Immunized:
+    """What `immunize` does once everything is made: N canonical pictures, prompts, seeds and names (for errors).
+
+    masks: of mode "L", in the size of the pictures. It does not warn of unchanged pictures.
+    """
+    check_size(size, editor)
+    # A method that looks at no model works on the picture itself.
+    free = editor is None or bool(getattr(immunizer, "any_size", False))
+    sizes = [i.size if free else working_size(*i.size, editor, size) for i in originals]
+    works = [resized(image, s) for image, s in zip(originals, sizes, strict=True)]
+    more: dict[str, Any] = {}
+    if masks is not None:
         more["masks"] = [
-            g if g is None or g.size == s else g.resize(s, PIL.Image.Resampling.BILINEAR)
-            for g, s in zip(greys, sizes, strict=True)
+            m if m is None or m.size == s else m.resize(s, PIL.Image.Resampling.BILINEAR)
+            for m, s in zip(masks, sizes, strict=True)
         ]
         if "masks" not in inspect.signature(immunizer.immunize).parameters:
             raise UsageError(f"{immunizer.name} takes no masks; leave masks= out or use another attack")
     budget = Budget.of(immunizer.settings())
     with _running(immunizer, progress, checkpoint):
         # Copies: what is drawn on its input must not become the original that it is measured against.
-        returned = immunizer.immunize([w.copy() for w in works], texts, editor=made, seeds=numbers, **more)
+        returned = immunizer.immunize(
+            [w.copy() for w in works], list(prompts), editor=editor, seeds=list(seeds), **more
+        )
     if (after := Budget.of(immunizer.settings())) != budget:
         raise BudgetError(
             f"{immunizer.name} declared {budget} before it ran and {after} after; it must keep to one budget"
@@ -235,22 +177,54 @@ def immunize(
         )
     finished, found, cuts = [], [], []
     for k, (original, work, protected) in enumerate(zip(originals, works, returned, strict=True)):
-        kept, cut = _within(work, protected, budget, over_budget, immunizer.name, f"images[{k}]")
-        full = _outside_restored(original, carry_over(original, work, kept, budget), greys[k])
-        found.append(verify(original, full, budget, name=immunizer.name, item=f"images[{k}]"))
+        kept, cut = _within(work, protected, budget, over_budget, immunizer.name, names[k])
+        # Resampling spreads a perturbation over the edges of its mask, and strangers need not look at one.
+        full = hold(original, carry_over(original, work, kept, budget), None if masks is None else masks[k], budget)
+        found.append(verify(original, full, budget, name=immunizer.name, item=names[k]))
         finished.append(full)
         cuts.append(cut)
         if budget is not None and budget.norm == "l2" and work.size != original.size:
             warnings.warn(
-                f"images[{k}]: the L2 budget holds on its {original.width}×{original.height} pixels, which weakens a perturbation "
+                f"{names[k]}: the L2 budget holds on its {original.width}×{original.height} pixels, which weakens a perturbation "
                 f"made at {work.width}×{work.height}; an L∞ budget is kept at full strength",
-                stacklevel=2,
+                stacklevel=3,
             )
     return Immunized(
         images=tuple(finished), originals=tuple(originals), measured=tuple(found), budget=budget, settings=immunizer.settings(),
-        editor=None if made is None else {"name": made.name, **made.settings()}, prompts=tuple(texts), seeds=tuple(numbers),
+        editor=None if editor is None else {"name": editor.name, **editor.settings()}, prompts=tuple(prompts), seeds=tuple(seeds),
         working_sizes=tuple(sizes), cut=tuple(cuts),
     )  # fmt: skip
+
+
+def warn_unchanged(
+    immunizer: Immunizer, still: Sequence[str], total: int, budget: Budget | None, *, stacklevel: int = 2
+) -> None:
+    """A warning that counts and names the pictures whose saved change is zero (`still`, of `total`): they look protected."""
+    if not still:
+        return
+    what = "picture as it was" if total == 1 else "pictures as they were"
+    why = "look at the settings of the attack (more iterations, another start, a larger eps)"
+    if budget is not None and budget.norm == "l2":
+        why = (
+            f"the L2 budget of {budget.eps:g} is the length of the whole change, which rounding to 8 bits took back: give a larger "
+            "eps (PhotoGuard's is 8 for 512×512)"
+        )
+    more = f" and {len(still) - 20} more" if len(still) > 20 else ""
+    warnings.warn(
+        f"{immunizer.name} left {len(still)} of {total} {what}, not protected; {why}: {', '.join(still[:20])}{more}",
+        stacklevel=stacklevel,
+    )
+
+
+def _why_still(mask: PIL.Image.Image | None, budget: Budget | None) -> str:
+    """What a mask has to do with it."""
+    if mask is None:
+        return ""
+    share = np.asarray(mask)
+    if not share.any():
+        return " (its mask is black)"
+    faint = budget is not None and budget.norm == "linf" and not share_of(budget, share.max(keepdims=True)).any()
+    return " (its mask lets no level change)" if faint else ""
 
 
 def _within(
@@ -298,6 +272,8 @@ def _pictures(images: Sequence[Any]) -> list[PIL.Image.Image]:
 
 
 def _per_image(name: str, values: Sequence[T], images: Sequence[Any]) -> list[T]:
+    if isinstance(values, str | bytes | PIL.Image.Image) or not hasattr(values, "__len__"):
+        raise UsageError(f"{name} must be a list of one entry per image, not one {type(values).__name__}")
     if len(values) != len(images):
         raise UsageError(f"{name} must hold one entry per image: {len(images)} images, {len(values)} {name}")
     return list(values)
@@ -318,28 +294,12 @@ def _running(immunizer: Immunizer, progress: Any, checkpoint: Any) -> Iterator[N
             setattr(immunizer, name, value)
 
 
-def _resized(image: PIL.Image.Image, size: Size) -> PIL.Image.Image:
-    return image if image.size == size else image.resize(size, PIL.Image.Resampling.BICUBIC)  # as editors do
-
-
-def _outside_restored(
-    original: PIL.Image.Image, protected: PIL.Image.Image, mask: PIL.Image.Image | None
-) -> PIL.Image.Image:
-    """The original's pixels where the mask is black: resampling spreads a perturbation over its edge."""
-    if mask is None:
-        return protected
-    black = np.asarray(mask) == 0
-    levels = np.array(pixels(protected))
-    levels[black] = pixels(original)[black]
-    return PIL.Image.fromarray(levels)
-
-
-def _grey(mask: Any, image: PIL.Image.Image) -> PIL.Image.Image | None:
+def _mask_of(mask: Any, number: int, image: PIL.Image.Image) -> PIL.Image.Image | None:
     if mask is None:
         return None
-    grey = mask.convert("L") if isinstance(mask, PIL.Image.Image) else as_image(mask, name="masks").pil().convert("L")
+    grey = grey_mask(mask, f"masks[{number}]")
     if grey.size != image.size:
         raise UsageError(
-            f"masks must have the size of their pictures: {image.width}×{image.height}, got {grey.width}×{grey.height}"
+            f"masks must have the size of their pictures: {image.width}×{image.height}, got {grey.width}×{grey.height} (masks[{number}])"
         )
     return grey

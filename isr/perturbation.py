@@ -17,7 +17,9 @@ import PIL.Image
 
 from .errors import BudgetError, UsageError
 
-__all__ = ["Budget", "Norm", "Perturbation", "bands", "fit", "measure", "pixels", "quantise", "verify", "within"]
+__all__ = [
+    "Budget", "Norm", "Perturbation", "bands", "fit", "measure", "pixels", "quantise", "share_of", "verify", "within",
+]  # fmt: skip
 
 Norm = Literal["linf", "l2"]
 Levels = npt.NDArray[np.uint8]
@@ -31,7 +33,7 @@ class Budget:
 
     Attributes:
         norm: "linf" (largest change of any channel value) or "l2" (Euclidean norm over all pixels and channels).
-        eps: the radius on [0, 1] pixels, > 0.
+        eps: the radius on [0, 1] pixels, at least 1/255: one level of one channel value, the least that a file can change by.
     """
 
     norm: Norm
@@ -46,10 +48,15 @@ class Budget:
             raise UsageError(
                 f"budget eps is on [0, 1] pixels and must be at most 1, not {self.eps!r}; divide levels by 255"
             )
+        if self.levels < 1:
+            raise UsageError(
+                f"budget eps {self.eps!r} is less than one of 255 levels ({255 * self.eps:.3g}), so no saved picture could change; "
+                "eps is on [0, 1] pixels and must be at least 1/255 (0.00393; the paper's is 0.03)"
+            )
 
     @property
     def levels(self) -> int:
-        """The largest change in 8-bit levels that an L∞ budget allows: ⌊255 ε⌋."""
+        """The largest change of a channel value in 8-bit levels that the budget allows: ⌊255 ε⌋."""
         return math.floor(255 * self.eps + _SLACK)
 
     @classmethod
@@ -123,6 +130,12 @@ def bands(levels: Levels) -> Iterator[slice]:
 def within(found: Perturbation, budget: Budget) -> bool:
     """Whether a measured perturbation keeps the budget."""
     return found.levels <= budget.levels if budget.norm == "linf" else found.l2 <= budget.eps * (1 + _SLACK)
+
+
+def share_of(budget: Budget, share: Levels) -> npt.NDArray[np.int16]:
+    """⌊255 m ε⌋: the levels that an L∞ budget allows where a mask (uint8, 255 m) is a share m of it; same shape."""
+    allowed: npt.NDArray[np.int16] = np.floor(share * budget.eps + _SLACK).astype(np.int16)
+    return allowed
 
 
 def verify(

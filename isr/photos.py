@@ -23,9 +23,11 @@ import PIL.PngImagePlugin
 
 from .errors import IntegrityError, Problem, ProblemsError, UsageError
 from .images import ImageRef, as_image, check_images
-from .immunization import immunize, make_attack, make_editor
-from .perturbation import verify
+from .immunization import protect, warn_unchanged
+from .making import make_attack, make_editor
+from .perturbation import Budget, verify
 from .protocols import Immunizer
+from .working import check_size
 
 __all__ = ["immunize_photos", "photo_seed", "preview", "read_prompts"]
 
@@ -46,8 +48,9 @@ _PARTS = {
     UNFINISHED: re.compile(r"[0-9a-f]{32}\.(\d+)\.part"),
 }
 _EXIF_IFD = 0x8769
-#: Make, Model, DateTime, Artist, Copyright; exposure, aperture, ISO, times, flash, focal length, lens.
-_KEPT_TAGS = (0x010F, 0x0110, 0x0132, 0x013B, 0x8298)
+#: Make, Model, DateTime; exposure, aperture, ISO, times, flash, focal length, lens. Not Artist and Copyright: free text, which
+#: holds names and addresses.
+_KEPT_TAGS = (0x010F, 0x0110, 0x0132)
 _KEPT_DETAILS = (0x829A, 0x829D, 0x8827, 0x9003, 0x9004, 0x9209, 0x920A, 0xA433, 0xA434)
 
 
@@ -76,10 +79,13 @@ def immunize_photos(
 
     Args:
         photos: files or folders (not searched further down). out: made if missing.
-        prompts: one text for all; a mapping or a CSV (path) from file name to prompt; None: no prompt.
+        prompts: one text for all; a mapping or a CSV (path) from file name to prompt; None: no prompt. A str that ends in .csv
+            or names an existing file is such a path.
         settings: of a registered attack. seed: photo i's seed is `photo_seed(seed, digest)`: it does not depend on the others.
+        size: longest side to work at, at least the editor's `size_multiple`.
         device: for editors loaded by name. eot: wrap the attack in expectation over transformations.
-        keep_exif: keep camera data; the location never is, and orientation is applied to the pixels. Else no metadata at all.
+        keep_exif: keep camera data; location, names and other free text never are, and orientation is applied to the pixels.
+            Else no metadata at all.
         batch: photos per call of the attack (they are saved together; more than 1 pays on a GPU with photos of one size).
         preview: write `out/previews/<name>.png`: original, protected, their difference × 16 on grey.
 
@@ -88,9 +94,11 @@ def immunize_photos(
 
     Raises:
         ProblemsError: photos that cannot be read, prompts that lack, names that collide. UsageError: `out` is a folder of
-            photos, or the attack is not defined for the editor. All before anything is made.
+            photos or no folder, settings or `size` are wrong, or the attack is not defined for the editor (its `check`). All
+            before anything is made.
 
-    Pictures in a folder that are of a kind not read here (HEIC, raw, …) are named in a warning.
+    Pictures in a folder that are of a kind not read here (HEIC, raw, …), and photos that come out unchanged, are named in
+    warnings: neither is protected.
     """
     if batch < 1:
         raise UsageError(f"batch must be at least 1 photo, not {batch!r}")
@@ -107,6 +115,8 @@ def immunize_photos(
     made = None if editor is None else make_editor(editor, **({} if device is None else {"device": device}))
     if callable(check := getattr(immunizer, "check", None)):
         check(made)
+    check_size(size, made)
+    budget = Budget.of(immunizer.settings())
     recorded = {
         "attack": dict(immunizer.settings()),
         "editor": None if made is None else {"name": made.name, **made.settings()},
@@ -117,7 +127,10 @@ def immunize_photos(
         _Photo(path, ref, text, photo_seed(seed, ref.digest), mark, keep_exif)
         for path, ref, text in zip(files, refs, texts, strict=True)
     ]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"out ({folder}) cannot be a folder: {error.strerror}; give another one") from error
     _sweep(folder)
     (folder / RECORD).touch()
     earlier = _done(folder)
@@ -139,6 +152,9 @@ def immunize_photos(
     for photo in items if preview else ():
         if not (folder / PREVIEWS / photo.name).is_file():
             _save_preview(photo.ref.pil(), folder / photo.name)
+    warn_unchanged(
+        immunizer, [p.path.name for p in items if not rows[p.name]["levels"]], len(items), budget, stacklevel=3
+    )
     return [rows[photo.name] for photo in items]
 
 
@@ -179,9 +195,9 @@ def _make(
     """Protect, save, read back, verify; one row per photo."""
     started, work = time.perf_counter(), folder / UNFINISHED
     originals = [photo.ref.pil() for photo in group]
-    result = immunize(
-        originals, [photo.prompt for photo in group], attack=immunizer, editor=editor, seeds=[photo.seed for photo in group],
-        size=size, checkpoint=work, progress=progress,
+    result = protect(
+        originals, [photo.prompt for photo in group], [photo.seed for photo in group], [photo.path.name for photo in group],
+        immunizer=immunizer, editor=editor, size=size, checkpoint=work, progress=progress,
     )  # fmt: skip
     rows = []
     for k, photo in enumerate(group):
@@ -339,13 +355,23 @@ def read_prompts(file: str | Path) -> dict[str, str]:
     """A CSV with the columns image and prompt → {file name: prompt}. One prompt per photo."""
     path = Path(file)
     if not path.is_file():
-        raise UsageError(f"prompts must be a CSV file with the columns image and prompt, but {path} is not there")
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise UsageError(f"prompts must be a CSV file with the columns image and prompt, but {path} {what}")
     try:
         text = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"prompts: {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as CSV UTF-8"
         ) from error
+    try:
+        return _prompt_table(path, text)
+    except csv.Error as error:
+        raise UsageError(f"{path} cannot be read as CSV: {error}") from error
+
+
+def _prompt_table(path: Path, text: str) -> dict[str, str]:
     with io.StringIO(text, newline="") as stream:
         reader = csv.DictReader(stream)
         if reader.fieldnames is None or not {"image", "prompt"} <= set(reader.fieldnames):
@@ -354,6 +380,8 @@ def read_prompts(file: str | Path) -> dict[str, str]:
             )
         table: dict[str, str] = {}
         for number, row in enumerate(reader, start=2):
+            if None in row:
+                raise UsageError(f"{path}, line {number}: more cells than columns; put a prompt with commas in quotes")
             name, prompt = Path((row["image"] or "").strip()).name, (row["prompt"] or "").strip()
             if not name or not prompt:
                 raise UsageError(f"{path}, line {number}: image and prompt must both be filled in")
@@ -365,6 +393,8 @@ def read_prompts(file: str | Path) -> dict[str, str]:
 
 
 def _texts(files: Sequence[Path], prompts: str | Path | Mapping[str, str] | None) -> list[str | None]:
+    if isinstance(prompts, str) and (prompts.lower().endswith(".csv") or os.path.isfile(prompts)):
+        prompts = Path(prompts)  # nobody edits with the name of a file; os.path takes texts too long for a name
     if prompts is None or isinstance(prompts, str):
         return [prompts] * len(files)
     table = read_prompts(prompts) if isinstance(prompts, Path) else dict(prompts)

@@ -29,7 +29,8 @@ _USAGE = tuple(Usage.model_fields)
 #: Names that figures of a report use; a tag of the same name would be overwritten by them.
 _RESERVED = frozenset(CASE_COLUMNS) | {
     "n", "images", "isr", "low", "high", "bound_low", "bound_high", "band_low", "band_high", "mismatch_rate", "mismatch_n",
-    "degradation_rate", "degradation_n", "no_verdicts", "undetermined", "interval", "outcome", "judge",
+    "degradation_rate", "degradation_n", "no_verdicts", "undetermined", "interval", "outcome", "strict_outcome", "any_outcome",
+    "judge",
 }  # fmt: skip
 
 
@@ -174,8 +175,9 @@ class Matrix:
         return self._decide(strict)
 
     @cached_property
-    def any_outcomes(self) -> list[OutcomeValue]:
-        return self._decide(any_judge)
+    def any_outcomes(self) -> list[OutcomeValue] | list[None]:
+        """All None after `lazy`: what the judges that it skipped would have said is not known."""
+        return [None] * len(self.cases) if self.lazy else self._decide(any_judge)
 
     def _decide(self, policy: Consensus) -> list[OutcomeValue]:
         return [decide(policy, answers) for answers in self.answers]
@@ -197,13 +199,10 @@ class Matrix:
         """The numbers of a subset of the cases (row indices)."""
         index = list(rows)
         ids = None if self.image_ids is None else [self.image_ids[i] for i in index]
-        strict_low, any_high = rates.band(
-            [self.strict_outcomes[i] for i in index], [self.any_outcomes[i] for i in index]
-        )
         criteria = {key: self._criteria[key][index] for key in CRITERIA}
         return GroupRow(
             rate=rates.isr([self.outcomes[i] for i in index], ids, level=level),
-            band=(strict_low, None if self.lazy else any_high),
+            band=rates.band([self.strict_outcomes[i] for i in index], [self.any_outcomes[i] for i in index]),
             mismatch=rates.criterion_rate(criteria["semantic_mismatch"], ids, level=level),
             degradation=rates.criterion_rate(criteria["degradation"], ids, level=level),
             n_no_verdict=sum(isinstance(a, NoVerdict) for i in index for a in self.answers[i]),

@@ -49,7 +49,8 @@ def check_settings(experiment: Experiment, *, source: str) -> None:
 
 
 def _attack(name: str, options: Mapping[str, Any]) -> None:
-    from ..immunization import immunize, make_attack
+    from ..immunization import immunize
+    from ..making import make_attack
 
     own = inspect.signature(immunize).parameters  # of the framework, not of the attack
     make_attack(name, **{k: v for k, v in options.items() if k not in own})

@@ -127,20 +127,33 @@ class Results:
         return {} if self.report is None else {o.case_id: o.value for o in self.report.outcomes}
 
     @cached_property
+    def _ends(self) -> dict[str, tuple[OutcomeValue, OutcomeValue | None]]:
+        """case_id → its outcome under the two policies that a band spans, strict and any (None after `lazy`)."""
+        if self.report is None:
+            return {}
+        judged = self.report.matrix
+        ends = zip(judged.strict_outcomes, judged.any_outcomes, strict=True)
+        return {case.case_id: pair for case, pair in zip(judged.cases, ends, strict=True)}
+
+    @cached_property
     def frame(self) -> pd.DataFrame:
         """One row per case: group columns, image_id, prompt, seed, redraw, arm, outcome (None in a run that is not judged),
-        control (its outcome or None)."""
+        the same under strict and any consensus, control (its outcome or None)."""
+        nothing = (None, None)
         return pd.DataFrame(
             [
                 {
                     **dict(zip(GROUP, case.group, strict=True)), "image_id": case.record.image_id, "prompt": case.record.prompt,
                     "seed": case.record.seed if case.record.seed is not None else case.redraw, "redraw": case.redraw,
                     "arm": case.record.arm, "outcome": self.outcome.get(case.record.case_id),
+                    **dict(zip(("strict", "any"), self._ends.get(case.record.case_id, nothing), strict=True)),
                     "control": self.outcome.get(case.record.control or ""), "case_id": case.record.case_id, "step": case.step,
                 }
                 for case in self.cases
             ],
-            columns=[*GROUP, "image_id", "prompt", "seed", "redraw", "arm", "outcome", "control", "case_id", "step"],
+            columns=[
+                *GROUP, "image_id", "prompt", "seed", "redraw", "arm", "outcome", "strict", "any", "control", "case_id", "step",
+            ],
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------- the long table

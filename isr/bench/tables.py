@@ -92,11 +92,14 @@ def _measured(row: Mapping[str, Any] | None, results: Results) -> list[TextCell]
     if row is None:
         return [TextCell(_DASH)] * width
     cells = [TextCell(_metric(name, row.get(name))) for name in names]
-    if results.report is None:
-        return [*cells, TextCell(str(int(row["n"])))]
+    return [*cells, *([TextCell(str(int(row["n"])))] if results.report is None else _judged(row))]
+
+
+def _judged(row: Mapping[str, Any]) -> list[TextCell]:
+    """The cells under `_JUDGED`."""
     excess = _points(row.get("excess"))
     return [
-        *cells, TextCell(str(int(row["n"]))), TextCell(_percent(row["isr"]), bold=bool(row.get("bold"))),
+        TextCell(str(int(row["n"]))), TextCell(_percent(row["isr"]), bold=bool(row.get("bold", False))),
         TextCell(_span(row["low"], row["high"])), TextCell(_span(row["bound_low"], row["bound_high"])),
         TextCell(_span(row["band_low"], row["band_high"])), TextCell(_percent(row.get("paired_control"))), TextCell(excess),
         TextCell("" if excess == "n/a" else f"[{_points(row['excess_low'])}, {_points(row['excess_high'])}]"),
@@ -271,25 +274,20 @@ def _purifier_tables(results: Results) -> list[PaperTable]:
     for (table, source, target, kind), rows in results.long.groupby(
         ["table", "source", "target", "prompt_kind"], sort=False
     ):
-        heads: list[tuple[str, str]] = [("", "method")]
-        for name in (*purifiers, "worst case per image"):
-            heads += [(name, h) for h in ("ISR ↑", "interval", "control", "excess", "excess interval")]
         body = []
         for method in dict.fromkeys(rows["method"]):
-            cells = [TextCell(str(method))]
             found = {r["purifier"]: r for r in rows[rows["method"] == method].to_dict("records")}
             where = (worst["table"] == table) & (worst["source"] == source) & (worst["target"] == target)
             last = worst[where & (worst["method"] == method) & (worst["prompt_kind"] == kind)].to_dict("records")
-            for row in [*(found.get(p) for p in purifiers), last[0] if last else None]:
-                cells += _purified(row)
-            body.append(tuple(cells))
+            lines = [*((p, found.get(p)) for p in purifiers), ("worst case per image", last[0] if last else None)]
+            body += [(TextCell(str(method)), TextCell(str(name)), *_purified(row)) for name, row in lines]
         what = "" if table == "main" else f"{table}: "
         key = _safe(f"purifiers-{table}-{source}-to-{target}-{kind or 'all'}")
         out.append(
             PaperTable(
                 key,
                 f"Purifiers before the edit, {what}{source} → {target}, {_KINDS.get(str(kind), str(kind)).lower()}",
-                tuple(heads), tuple(body),
+                tuple(("", h) for h in ("method", "purifier", *_JUDGED, "excess bounds")), tuple(body),
                 (
                     "Each purifier has its own control: the same purifier on the unprotected original. Worst case per image: for every "
                     "edit the attacker takes the best of all purifiers, none among them; its control makes the same choice.",
@@ -301,13 +299,9 @@ def _purifier_tables(results: Results) -> list[PaperTable]:
 
 def _purified(row: Mapping[Any, Any] | None) -> list[TextCell]:
     if row is None or not _given(row.get("isr")):
-        return [TextCell(_DASH)] * 5
-    excess = _points(row.get("excess"))
-    return [
-        TextCell(_percent(row["isr"]), bold=bool(row.get("bold", False))), TextCell(_span(row["low"], row["high"])),
-        TextCell(_percent(row.get("paired_control"))), TextCell(excess),
-        TextCell("" if excess == "n/a" else f"[{_points(row.get('excess_low'))}, {_points(row.get('excess_high'))}]"),
-    ]  # fmt: skip
+        return [TextCell(_DASH)] * (len(_JUDGED) + 1)
+    low, high = (row.get(f"excess_bound_{end}") for end in ("low", "high"))
+    return [*_judged(row), TextCell(f"[{_points(low)}, {_points(high)}]" if _given(low) else "")]
 
 
 def _at_k(results: Results) -> list[PaperTable]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..controls import arm_cells
 from ..stats.control import control_arm
-from ..stats.outcomes import isr
+from ..stats.outcomes import band, isr
 from .plan import NONE
 from .results import Results
 
@@ -29,7 +29,8 @@ def _all(outcomes: pd.Series[Any]) -> str | None:
 
 def worst_case_table(results: Results) -> pd.DataFrame:
     """Per method: ISR where the attacker takes the best of all purifiers (none among them) for every single edit, beside
-    the same choice made on the unprotected original, and the excess. Empty where the experiment has no purifiers.
+    the same choice made on the unprotected original, and the excess; interval, bounds and band (its upper end None after
+    `lazy`). Empty where the experiment has no purifiers.
 
     Only edits that exist under every purifier enter; `n_incomplete` counts the others.
     """
@@ -48,9 +49,11 @@ def worst_case_table(results: Results) -> pd.DataFrame:
         if len(worst):
             ids = worst.index.get_level_values("image_id").to_numpy(dtype=object)
             rate = isr(worst.to_numpy(dtype=object), ids)
+            # The attacker makes the same choice under each policy of the judges.
+            low, high = band(*(groups[name].agg(_all)[whole] for name in ("strict", "any")))
             row |= {
                 "n": rate.n, "isr": rate.value, "low": rate.interval.low, "high": rate.interval.high,
-                "bound_low": rate.bounds[0], "bound_high": rate.bounds[1],
+                "bound_low": rate.bounds[0], "bound_high": rate.bounds[1], "band_low": low, "band_high": high,
             }  # fmt: skip
             controls = [None if pd.isna(c) else c for c in control]
             if any(c is not None for c in controls):

@@ -22,7 +22,8 @@ def register(commands: Subparsers) -> None:
         "immunize",
         help="protect photos against text-guided editing",
         description="Writes one PNG per photo, in its own resolution, with the budget verified on the saved file. All metadata is "
-        "left out, location included. The same command goes on where an interrupted one stopped.",
+        "left out, location included. The same command goes on where an interrupted one stopped. Exit status 1 where a photo came "
+        "out unchanged.",
     )
     immunize.add_argument("photos", type=Path, nargs="+", metavar="PHOTOS", help="photos, or folders of photos")
     immunize.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where protected photos go")
@@ -37,7 +38,11 @@ def register(commands: Subparsers) -> None:
     immunize.add_argument("--eps", type=float, metavar="E", help="budget on [0, 1] pixels (the paper: 0.03)")
     immunize.add_argument("--iterations", type=int, metavar="N")
     immunize.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting of the attack"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting of the attack: a number, true, false, none, text, or JSON",
     )
     immunize.add_argument(
         "--seed", type=int, default=0, metavar="S", help="each photo's own seed follows from it and its pixels"
@@ -50,7 +55,9 @@ def register(commands: Subparsers) -> None:
     immunize.add_argument(
         "--eot", action="store_true", help="make it survive JPEG, resizing, blur, noise, cropping, rotation"
     )
-    immunize.add_argument("--keep-exif", action="store_true", help="keep camera data (never the location)")
+    immunize.add_argument(
+        "--keep-exif", action="store_true", help="keep camera data (never location, names, free text)"
+    )
     immunize.add_argument("--no-preview", action="store_true", help="no side-by-side pictures")
     immunize.add_argument("--quiet", action="store_true", help="no progress bar")
     immunize.set_defaults(run=_immunize)
@@ -85,20 +92,31 @@ def _immunize(options: argparse.Namespace) -> int:
         )
     old = len(done) - (record.read_bytes().count(b"\n") - before)
     earlier = f" ({old} of them by an earlier run)" if old > 0 else ""
-    print(f"{_photos(len(done))} protected{earlier} in {options.out}; records in {record}")
-    return 0
+    still = sum(row["levels"] == 0 for row in done)
+    unlike = f", {_photos(still)} NOT protected (unchanged)" if still else ""
+    print(f"{_photos(len(done) - still)} protected{unlike}{earlier} in {options.out}; records in {record}")
+    return 1 if still else 0
+
+
+_WORDS = {"true": True, "yes": True, "false": False, "no": False, "none": None, "null": None}
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """NAME=VALUE with VALUE as JSON where it is JSON, else as text."""
+    """NAME=VALUE with VALUE as JSON where it is JSON; true, yes, false, no, none, null in any case; else as text."""
     from ..errors import UsageError
 
     name, sign, value = text.partition("=")
     if not sign or not name:
         raise UsageError(f"--set takes NAME=VALUE, not {text!r}")
+    if value.strip().lower() in _WORDS:
+        return name, _WORDS[value.strip().lower()]
     try:
         return name, json.loads(value)
     except ValueError:
+        if value.lstrip()[:1] in ("[", "{", '"'):
+            raise UsageError(
+                f"--set {name}: {value} begins like JSON but is not; write texts inside it in double quotes"
+            ) from None
         return name, value
 
 

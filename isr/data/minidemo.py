@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..cases import EditCase
-from ..immunization import immunize, make_editor
+from ..immunization import immunize
+from ..making import make_editor
 from ..schema import Arm
 from .miniworld import miniworld
 

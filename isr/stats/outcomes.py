@@ -62,12 +62,15 @@ def isr(outcomes: Any, image_ids: Ids | None = None, *, level: float = 0.95, met
     )
 
 
-def band(strict: Any, any_judge: Any) -> tuple[float, float]:
+def band(strict: Any, any_judge: Any) -> tuple[float, float | None]:
     """From `strict`'s lower bound to `any`'s upper bound: what the choice between the judges' AND and OR spans.
 
     Args:
-        strict, any_judge: (N,) outcomes of the same cases, in the same order, under the two policies.
+        strict, any_judge: (N,) outcomes of the same cases, in the same order, under the two policies. Where any of
+            `any_judge` is None (not known after `lazy`), the upper end is None.
     """
+    if bool(pd.isna(np.asarray(any_judge, dtype=object)).any()):
+        return float((outcome_codes("strict", strict) == 1).mean()), None
     low, high = outcome_codes("strict", strict), outcome_codes("any_judge", any_judge)
     if len(low) != len(high) or len(low) == 0:
         raise UsageError(f"any_judge: expected the {len(low)} (at least 1) cases of `strict`, got {len(high)}")

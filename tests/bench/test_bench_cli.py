@@ -153,7 +153,7 @@ def test_settings_that_nothing_takes_are_found_before_anything_is_made(
         error = told(capsys, "run", file, "--out", out, "--quiet", "--workers", "0", *more)
         lines = [line.strip() for line in error.splitlines()[1:]]
         assert lines == [
-            "attacks.0.options: there is no setting 'nolevels'",
+            "attacks.0.options: attack 'toy-shift' takes no setting 'nolevels'; it takes levels, over",
             "attacks.1.options: iterations must be a whole number of at least 1, not -3",
             "noise.options: budget eps must be a positive number on [0, 1] pixels (0.03, not 8), not 'big'",
             "purifiers.1: quality must be a whole number from 1 to 100, got 'ten'",

@@ -247,7 +247,7 @@ def test_check_finds_every_kind_of_tampering(tmp_path: Path) -> None:
         replace(
             "steps.jsonl",
             '"budget":{"norm":"linf","eps":0.03},"measured"',
-            '"budget":{"norm":"linf","eps":0.001},"measured"',
+            '"budget":{"norm":"linf","eps":0.01},"measured"',
         )
     )
     # Another method's name on an edit: the figures would be credited to somebody else.

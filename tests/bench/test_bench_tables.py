@@ -18,25 +18,26 @@ from isr.bench.tables import _at_k, make_tables, write_tables
 from isr.bench.worst_case import worst_case_table
 
 
-def frame(rows: list[tuple[str, str, str, str]]) -> pd.DataFrame:
-    """Rows (image, purifier, outcome, control) of one method."""
+def frame(rows: list[tuple[str, str, str, str]], either: list[str] | None = None) -> pd.DataFrame:
+    """Rows (image, purifier, outcome, control) of one method, judged by strict consensus; either: outcomes under any, None after
+    `lazy`."""
     return pd.DataFrame(
         [
             {"table": "main", "source": "e", "target": "e", "method": "m", "prompt_kind": "original", "image_id": i, "prompt": "p",
-             "redraw": 0, "purifier": p, "outcome": o, "control": c}
-            for i, p, o, c in rows
+             "redraw": 0, "purifier": p, "outcome": o, "control": c, "strict": o, "any": other}
+            for (i, p, o, c), other in zip(rows, either or [None] * len(rows), strict=True)
         ]
     )  # fmt: skip
 
 
-def worst(rows: list[tuple[str, str, str, str]]) -> dict[str, Any]:
-    fake = SimpleNamespace(frame=frame(rows), experiment=toy(purifiers=["jpeg:50"]))
+def worst(rows: list[tuple[str, str, str, str]], either: list[str] | None = None) -> dict[str, Any]:
+    fake = SimpleNamespace(frame=frame(rows, either), experiment=toy(purifiers=["jpeg:50"]))
     return dict(worst_case_table(cast(Results, fake)).iloc[0])
 
 
 def test_worst_case_by_hand() -> None:
     s, f, u = "success", "failure", "undetermined"
-    found = worst(
+    rows = (
         [
             ("a", "none", s, f), ("a", "jpeg:50", s, f),  # stands under both: success; control fails under both
             ("b", "none", s, s), ("b", "jpeg:50", f, s),  # JPEG breaks the protection; the control is defeated under both
@@ -45,6 +46,10 @@ def test_worst_case_by_hand() -> None:
             ("e", "none", s, f),                          # no JPEG edit: left out and counted
         ]
     )  # fmt: skip
+    # Under any, b stands after JPEG too, and c is decided: a, b and c of four.
+    found = worst(rows, [s, s, s, s, s, s, u, f, s])
+    assert (found["band_low"], found["band_high"]) == (0.25, 0.75)
+    assert (worst(rows)["band_low"], worst(rows)["band_high"]) == (0.25, None)
     # a, b, c, d: 1 success of 4; the undetermined c could make it 2 of 4.
     assert (found["n"], found["isr"], found["bound_low"], found["bound_high"]) == (4, 0.25, 0.25, 0.5)
     assert found["n_incomplete"] == 1
@@ -179,7 +184,13 @@ def test_tables_of_a_run(tmp_path: Path) -> None:
     results = Results(tmp_path / "run", n_boot=200)
     tables = {t.key: t for t in make_tables(results)}
     assert {"main-toy", "control", "isr-at-k", "protection", "similarity"} <= set(tables)
-    assert any(k.startswith("purifiers-") for k in tables)
+    # A row per method and purifier, each with all that stands beside an ISR.
+    purified = next(t for k, t in tables.items() if k.startswith("purifiers-"))
+    assert purified.columns == [
+        "method", "purifier", "n", "ISR ↑", "interval", "bounds", "band", "control", "excess", "excess interval", "excess bounds",
+    ]  # fmt: skip
+    assert [row[1].text for row in purified.rows[:3]] == ["none", "jpeg:50", "worst case per image"]
+    assert all(cell.text not in ("", "–", "n/a") for row in purified.rows for cell in row)
     main = tables["main-toy"]
     origins = [row[0].text for row in main.rows]
     assert origins[:2] == ["measured", "measured"]

@@ -15,30 +15,16 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from immunize_toys import Plain
 
 from isr import perturbation
 from isr.cli.immunize import register
 from isr.errors import BudgetError, IsrError, ProblemsError, RegistryError, UsageError
-from isr.immunization import carry_over, immunize, working_size
+from isr.immunization import immunize
 from isr.perturbation import Budget, measure
 from isr.photos import immunize_photos, photo_seed, preview, read_prompts
-from isr.protocols import Traits
 from isr.registry import ATTACKS
-
-
-class Plain:
-    """An editor that does nothing but has a working size rule (traits)."""
-
-    name = "plain"
-
-    def __init__(self, native: int | None = 64, multiple: int = 8) -> None:
-        self.traits = Traits(white_box=True, native_size=native, size_multiple=multiple, family="test")
-
-    def edit(self, images: Any, prompts: Any, *, seeds: Any, **settings: Any) -> list[PIL.Image.Image]:
-        return list(images)
-
-    def settings(self, **overrides: Any) -> Mapping[str, Any]:
-        return {"steps": 1, **overrides}
+from isr.working import carry_over, working_size
 
 
 class Checker:
@@ -292,6 +278,8 @@ def photos(tmp_path: Path) -> Path:
     exif[0x010F] = "Maker"
     exif[0x0112] = 6  # orientation: rotated
     exif[0x010E] = "at home, 52.5 N"  # ImageDescription: free text
+    exif[0x013B] = "Jane Doe, 1 Home Street"  # Artist
+    exif[0x8298] = "(c) Jane Doe, jane@example.org"  # Copyright
     exif.get_ifd(0x8769)[0xA434] = "50 mm"
     exif.get_ifd(0x8769)[0x927C] = b"maker's notes"
     exif.get_ifd(0x8825)[1] = "N"
@@ -355,8 +343,9 @@ def test_keep_exif_keeps_the_camera_and_drops_the_place(photos: Path, tmp_path: 
     exif = PIL.Image.open(out / "two.png").getexif()
     assert exif[0x010F] == "Maker"
     assert exif.get_ifd(0x8769) == {0xA434: "50 mm"}, "no maker's notes"
-    assert set(exif) == {0x010F, 0x8769}, "no location, no free text"
+    assert set(exif) == {0x010F, 0x8769}, "no location, no free text, no names"
     assert 0x0112 not in exif, "the pixels are upright already"
+    assert b"Jane" not in (out / "two.png").read_bytes()
     assert not (out / "previews").exists()
 
 

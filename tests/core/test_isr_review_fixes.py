@@ -302,10 +302,15 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_seeds_stay_whole_numbers_and_tags_do_not_hide_figures() -> None:
     report = run(
         [Scripted(lambda q: text(), "a")],
-        columns={"seed": [2**53, 2**53 + 1, None, 3], "n": ["x", "y", "x", "y"], "outcome": ["t"] * 4},
-    )
+        columns={
+            "seed": [2**53, 2**53 + 1, None, 3], "n": ["x", "y", "x", "y"], "outcome": ["t"] * 4,
+            "strict_outcome": ["t"] * 4, "any_outcome": ["t"] * 4,
+        },
+    )  # fmt: skip
     assert sorted(map(str, report.by("seed")["seed"])) == sorted(["9007199254740992", "9007199254740993", "None", "3"])
     assert set(report.by("tag_n")["tag_n"]) == {"x", "y"}
+    for name in ("tag_strict_outcome", "tag_any_outcome"):  # isr compare has columns of these names
+        assert set(report.cases[name]) == {"t"}
     assert set(report.cases["outcome"]) == {"failure"}
 
 

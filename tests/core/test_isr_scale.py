@@ -56,8 +56,9 @@ def test_the_first_result_of_a_slow_source_does_not_wait_for_a_window_of_cases()
 
     results = isr.stream(slow(), judges=[judge()], cache=False)
     try:
-        assert next(results).case.prompt == "prompt 0"
-        assert made <= 4
+        # Results come as they are finished: of the three cases made before the source stands still, any may be the first.
+        assert next(results).case.prompt in {"prompt 0", "prompt 1", "prompt 2"}
+        assert made <= 3
     finally:
         go.set()
         results.close()

@@ -75,6 +75,7 @@ def test_band_holds_isr_under_every_completion_of_the_judges(table: list[tuple[i
 def test_band_by_hand() -> None:
     # strict: S F U F → lower bound 1/4. any: S S U F → upper bound (2 + 1)/4.
     assert band([S, F, U, F], [S, S, U, F]) == (0.25, 0.75)
+    assert band([S, F, U, F], [None] * 4) == (0.25, None)  # lazy hides what the skipped judges would have said
 
 
 def test_band_refuses_swapped_columns() -> None:

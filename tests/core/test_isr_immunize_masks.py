@@ -1,0 +1,183 @@
+"""Masks of isr.immunize: which are read and how, and |change| ≤ mask · ε on the saved levels, whatever the immunizer does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from immunize_toys import Plain
+
+from isr.errors import IsrError, UsageError
+from isr.immunization import immunize
+
+
+class Stranger:
+    """Adds or takes `levels` at random everywhere, whatever the mask says."""
+
+    name = "stranger"
+
+    def __init__(self, levels: int = 7, eps: float = 0.03, norm: str = "linf") -> None:
+        self.levels, self.budget = levels, {"norm": norm, "eps": eps}
+
+    def immunize(
+        self,
+        images: Sequence[PIL.Image.Image],
+        prompts: Sequence[str | None],
+        *,
+        editor: Any = None,
+        seeds: Sequence[int],
+        masks: Any = None,
+    ) -> list[PIL.Image.Image]:
+        out = []
+        for image, seed in zip(images, seeds, strict=True):
+            sign = np.random.default_rng(seed).integers(0, 2, (image.height, image.width, 3)) * 2 - 1
+            moved = np.clip(np.asarray(image).astype(int) + self.levels * sign, 0, 255)
+            out.append(PIL.Image.fromarray(moved.astype(np.uint8)))
+        return out
+
+    def settings(self) -> Mapping[str, Any]:
+        return {"attack": "stranger", "budget": self.budget}
+
+
+GREY = PIL.Image.new("RGB", (16, 16), (128, 128, 128))
+
+
+def change(masks: Sequence[Any], image: PIL.Image.Image = GREY, **more: Any) -> Any:
+    (protected,) = immunize([image], attack=Stranger(), masks=masks, **more)
+    return np.asarray(protected).astype(int) - np.asarray(image)
+
+
+@pytest.mark.parametrize(("share", "allowed"), [(255, 7), (128, 3), (127, 3), (34, 1), (33, 0), (20, 0), (0, 0)])
+@pytest.mark.filterwarnings("ignore:stranger left")
+def test_grey_is_a_share_of_the_budget_on_the_saved_levels(share: int, allowed: int) -> None:
+    # ⌊255 · m/255 · 0.03⌋: 128 · 0.03 = 3.84 → 3; 34 · 0.03 = 1.02 → 1; 33 · 0.03 = 0.99 → 0; 255 · 0.03 = 7.65 → 7.
+    moved = change([PIL.Image.new("L", (16, 16), share)])
+    assert np.abs(moved).max() == allowed
+    assert set(np.unique(moved)) == {-allowed, allowed}, "as far as the mask lets it"
+
+
+def test_a_budget_of_whole_levels_is_reached_under_a_white_mask() -> None:
+    (protected,) = immunize([GREY], attack=Stranger(8, 8 / 255), masks=[PIL.Image.new("L", (16, 16), 255)])
+    assert np.abs(np.asarray(protected).astype(int) - 128).max() == 8
+
+
+def test_grey_holds_where_the_perturbation_is_carried_over() -> None:
+    """The strong change beside a faint region is spread over it by resampling."""
+    photo = PIL.Image.new("RGB", (64, 64), (128, 128, 128))
+    mask = PIL.Image.new("L", (64, 64), 255)
+    mask.paste(10, (0, 0, 32, 64))  # 10 · 0.03 = 0.3 levels
+    mask.paste(100, (32, 0, 48, 64))  # 3 levels
+    moved = np.abs(change([mask], photo, editor=Plain(16)))
+    assert moved[:, :32].max() == 0
+    assert moved[:, 32:48].max() == 3
+    assert moved[:, 48:].max() == 7
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**31), st.floats(0.004, 0.3), st.sampled_from([8, 24]))
+def test_no_level_is_beyond_its_share(seed: int, eps: float, native: int) -> None:
+    rng = np.random.default_rng(seed)
+    photo = PIL.Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    mask = rng.integers(0, 256, (24, 24), dtype=np.uint8)
+    attack = Stranger(int(255 * eps), eps)
+    (protected,) = immunize([photo], attack=attack, editor=Plain(native), masks=[mask], seeds=[seed])
+    moved = np.abs(np.asarray(protected).astype(int) - np.asarray(photo)).max(axis=2)
+    assert (moved <= mask * eps + 1e-9).all()
+
+
+def test_an_l2_budget_is_held_to_black_only() -> None:
+    mask = PIL.Image.new("L", (16, 16), 100)
+    mask.paste(0, (0, 0, 16, 8))
+    (protected,) = immunize([GREY], attack=Stranger(5, 3.0, "l2"), masks=[mask])
+    moved = np.abs(np.asarray(protected).astype(int) - 128)
+    assert moved[:8].max() == 0
+    assert moved[8:].max() == 5
+
+
+# ------------------------------------------------------------------------------------------------ what is a mask
+
+LEFT = np.zeros((16, 16), bool)
+LEFT[:, :8] = True
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        LEFT, LEFT[None], LEFT[:, :, None], LEFT.astype(np.uint8) * 255, LEFT.astype(np.float32), LEFT.astype(np.uint16) * 65535,
+        PIL.Image.fromarray(LEFT), PIL.Image.fromarray(LEFT.astype(np.uint8) * 255),
+        PIL.Image.fromarray(LEFT.astype(np.uint8) * 255).convert("RGB"),
+        PIL.Image.fromarray(LEFT.astype(np.uint8) * 255).convert("P"),
+    ],
+    ids=["bool", "bool 1HW", "bool HW1", "uint8", "float", "uint16", "PIL 1", "PIL L", "PIL RGB", "PIL P"],
+)  # fmt: skip
+def test_masks_of_every_kind_say_the_same(mask: Any) -> None:
+    moved = change([mask])
+    assert not moved[:, 8:].any()
+    assert np.abs(moved[:, :8]).min() == 7
+
+
+def test_bool_tensors_are_masks() -> None:
+    torch = pytest.importorskip("torch")
+    for mask in (torch.from_numpy(LEFT), torch.from_numpy(LEFT)[None]):
+        moved = change([mask])
+        assert not moved[:, 8:].any()
+        assert np.abs(moved[:, :8]).min() == 7
+
+
+def drawn_in_alpha() -> PIL.Image.Image:
+    picture = PIL.Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    picture.putalpha(PIL.Image.fromarray(LEFT.astype(np.uint8) * 255))
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("mask", "match"),
+    [
+        (PIL.Image.fromarray(LEFT.astype(np.float32)), r"masks\[0\] is a picture of mode 'F'.*8-bit grey"),
+        (PIL.Image.fromarray(LEFT.astype(np.int32)), r"masks\[0\] is a picture of mode 'I'"),
+        (PIL.Image.fromarray(LEFT.astype(np.uint16) * 65535), r"masks\[0\] is a picture of mode 'I;16'"),
+        (drawn_in_alpha(), r"masks\[0\] is a picture of mode 'RGBA'.*transparency is not read"),
+        (drawn_in_alpha().convert("LA"), r"masks\[0\] is a picture of mode 'LA'.*transparency is not read"),
+        (np.asarray(drawn_in_alpha()), r"masks\[0\] has four channels.*transparency is not read"),
+        (np.asarray(drawn_in_alpha()).transpose(2, 0, 1), r"masks\[0\] has four channels.*transparency is not read"),
+        (LEFT.astype(np.uint8), r"masks\[0\] holds whole numbers of 0 and 1 only.*8 bits: 255\): multiply it"),
+        (LEFT.astype(np.uint16), r"masks\[0\] holds whole numbers of 0 and 1 only"),
+        (PIL.Image.fromarray(LEFT.astype(np.uint8)), r"masks\[0\] holds whole numbers of 0 and 1 only"),
+        (LEFT.astype(np.int64), r"masks\[0\].*uint8"),
+    ],
+)
+def test_masks_that_would_silently_say_something_else_are_refused(mask: Any, match: str) -> None:
+    attack = Stranger()
+    with pytest.raises(IsrError, match=match):
+        immunize([GREY], attack=attack, masks=[mask])
+
+
+def test_mask_files(tmp_path: Path) -> None:
+    right = tmp_path / "right.png"
+    PIL.Image.fromarray(LEFT.astype(np.uint8) * 255).save(right)
+    for mask in (right, str(right), right.read_bytes()):
+        assert np.abs(change([mask])[:, :8]).min() == 7
+    PIL.Image.fromarray(LEFT.astype(np.uint16) * 65535).save(right)
+    assert np.abs(change([right])[:, :8]).min() == 7, "16 bits in a file are read in full"
+    drawn_in_alpha().save(tmp_path / "alpha.png")
+    with pytest.raises(UsageError, match=r"alpha\.png is a picture of mode 'RGBA'.*transparency is not read"):
+        change([tmp_path / "alpha.png"])
+    with pytest.raises(UsageError, match=r"masks\[0\] is a picture of mode 'RGBA'"):
+        change([(tmp_path / "alpha.png").read_bytes()])
+    PIL.Image.fromarray(LEFT.astype(np.uint8)).save(tmp_path / "labels.png")
+    with pytest.raises(UsageError, match=r"labels\.png holds whole numbers of 0 and 1 only"):
+        change([tmp_path / "labels.png"])
+
+
+def test_masks_come_in_a_list() -> None:
+    for one in (PIL.Image.new("L", (16, 16), 255), "m"):
+        with pytest.raises(UsageError, match=r"masks must be a list of one entry per image, not one (Image|str)"):
+            immunize([GREY], attack=Stranger(), masks=one)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="seeds must be a list of one entry per image, not one int"):
+        immunize([GREY], attack=Stranger(), seeds=3)  # type: ignore[arg-type]
