@@ -48,20 +48,29 @@ class Noise:
         *,
         editor: Editor | None = None,  # noqa: ARG002 - no model is looked at
         seeds: Sequence[int],
+        masks: Sequence[PIL.Image.Image | None] | None = None,
     ) -> list[PIL.Image.Image]:
-        """Noisy copies of 8-bit RGB pictures of any size; prompts are not read."""
+        """Noisy copies of 8-bit RGB pictures of any size; prompts are not read.
+
+        masks: of mode "L", in the size of the pictures: δ is multiplied by their share of 255 (the same draws as without).
+        """
         if len(seeds) != len(images) or len(prompts) != len(images):
             raise UsageError(
                 f"prompts and seeds must hold one entry per image: {len(images)} images, {len(prompts)} prompts, {len(seeds)} seeds"
             )
-        return [self._one(image, int(seed)) for image, seed in zip(images, seeds, strict=True)]
+        greys = [None] * len(images) if masks is None else list(masks)
+        if len(greys) != len(images):
+            raise UsageError(f"masks must hold one entry per image: {len(images)} images, {len(greys)} masks")
+        return [self._one(image, int(seed), m) for image, seed, m in zip(images, seeds, greys, strict=True)]
 
-    def _one(self, image: PIL.Image.Image, seed: int) -> PIL.Image.Image:
+    def _one(self, image: PIL.Image.Image, seed: int, mask: PIL.Image.Image | None) -> PIL.Image.Image:
         levels, draw = pixels(image), np.random.default_rng(seed % 2**63)
         if self.kind == "sign":
             delta = self.budget.eps * (2.0 * draw.integers(0, 2, size=levels.shape) - 1.0)
         else:
             delta = draw.uniform(-self.budget.eps, self.budget.eps, size=levels.shape)
+        if mask is not None:
+            delta = delta * (np.asarray(mask)[:, :, None] / 255)
         return PIL.Image.fromarray(quantise(levels, levels / 255.0 + delta, self.budget))
 
 

@@ -21,7 +21,7 @@ from .perturbation import Budget, Perturbation, fit, measure, pixels, share_of, 
 from .protocols import Editor, Immunizer
 from .working import Size, carry_over, check_size, resized, working_size
 
-__all__ = ["Immunized", "OverBudget", "immunize", "protect", "warn_unchanged"]
+__all__ = ["Immunized", "OverBudget", "immunize", "protect", "takes_masks", "warn_unchanged", "why_still"]
 
 OverBudget = Literal["rounding", "project", "raise"]
 T = TypeVar("T")
@@ -124,7 +124,7 @@ def immunize(
         over_budget=over_budget, progress=progress, checkpoint=checkpoint,
     )  # fmt: skip
     still = [
-        n + _why_still(g, found.budget) for n, m, g in zip(names, found.measured, greys, strict=True) if not m.levels
+        n + why_still(g, found.budget) for n, m, g in zip(names, found.measured, greys, strict=True) if not m.levels
     ]
     warn_unchanged(immunizer, still, len(names), found.budget, stacklevel=3)
     return found
@@ -159,7 +159,7 @@ def protect(
             m if m is None or m.size == s else m.resize(s, PIL.Image.Resampling.BILINEAR)
             for m, s in zip(masks, sizes, strict=True)
         ]
-        if "masks" not in inspect.signature(immunizer.immunize).parameters:
+        if not takes_masks(immunizer):
             raise UsageError(f"{immunizer.name} takes no masks; leave masks= out or use another attack")
     budget = Budget.of(immunizer.settings())
     with _running(immunizer, progress, checkpoint):
@@ -216,8 +216,13 @@ def warn_unchanged(
     )
 
 
-def _why_still(mask: PIL.Image.Image | None, budget: Budget | None) -> str:
-    """What a mask has to do with it."""
+def takes_masks(immunizer: Immunizer) -> bool:
+    """Whether it says where pixels may change, by an argument `masks` of its own."""
+    return "masks" in inspect.signature(immunizer.immunize).parameters
+
+
+def why_still(mask: PIL.Image.Image | None, budget: Budget | None) -> str:
+    """What a mask has to do with a picture that came back unchanged, in brackets; "" where nothing."""
     if mask is None:
         return ""
     share = np.asarray(mask)

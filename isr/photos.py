@@ -23,8 +23,10 @@ import PIL.PngImagePlugin
 
 from .errors import IntegrityError, Problem, ProblemsError, UsageError
 from .images import ImageRef, as_image, check_images
-from .immunization import protect, warn_unchanged
+from .images.arrays import pixel_digest
+from .immunization import protect, takes_masks, warn_unchanged, why_still
 from .making import make_attack, make_editor
+from .masks import grey_mask
 from .perturbation import Budget, verify
 from .protocols import Immunizer
 from .working import check_size
@@ -61,6 +63,7 @@ def immunize_photos(
     attack: str | Immunizer = "sifm",
     editor: Any = None,
     prompts: str | Path | Mapping[str, str] | None = None,
+    masks: str | Path | Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     size: int | None = None,
@@ -81,6 +84,8 @@ def immunize_photos(
         photos: files or folders (not searched further down). out: made if missing.
         prompts: one text for all; a mapping or a CSV (path) from file name to prompt; None: no prompt. A str that ends in .csv
             or names an existing file is such a path.
+        masks: a folder with one mask per photo (of the photo's name, any suffix), or a mapping from file name to mask (None:
+            everywhere): white where pixels may change, in the size of the photo as it is shown (`isr.masks`). None: everywhere.
         settings: of a registered attack. seed: photo i's seed is `photo_seed(seed, digest)`: it does not depend on the others.
         size: longest side to work at, at least the editor's `size_multiple`.
         device: for editors loaded by name. eot: wrap the attack in expectation over transformations.
@@ -93,7 +98,7 @@ def immunize_photos(
         One row per photo, in order: file, source, digests, prompt, seed, linf, l2, levels, psnr (None: unchanged), seconds, ….
 
     Raises:
-        ProblemsError: photos that cannot be read, prompts that lack, names that collide. UsageError: `out` is a folder of
+        ProblemsError: photos that cannot be read, prompts or masks that lack, names that collide. UsageError: `out` is a folder of
             photos or no folder, settings or `size` are wrong, or the attack is not defined for the editor (its `check`). All
             before anything is made.
 
@@ -116,6 +121,9 @@ def immunize_photos(
     if callable(check := getattr(immunizer, "check", None)):
         check(made)
     check_size(size, made)
+    greys = _masks(files, refs, masks)
+    if masks is not None and not takes_masks(immunizer):
+        raise UsageError(f"{immunizer.name} takes no masks; leave masks out or use another attack")
     budget = Budget.of(immunizer.settings())
     recorded = {
         "attack": dict(immunizer.settings()),
@@ -124,8 +132,8 @@ def immunize_photos(
     }
     mark = hashlib.sha256(json.dumps(recorded, sort_keys=True, default=str).encode()).hexdigest()[:16]
     items = [
-        _Photo(path, ref, text, photo_seed(seed, ref.digest), mark, keep_exif)
-        for path, ref, text in zip(files, refs, texts, strict=True)
+        _Photo(path, ref, text, photo_seed(seed, ref.digest), mark, keep_exif, grey)
+        for path, ref, text, grey in zip(files, refs, texts, greys, strict=True)
     ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -152,9 +160,8 @@ def immunize_photos(
     for photo in items if preview else ():
         if not (folder / PREVIEWS / photo.name).is_file():
             _save_preview(photo.ref.pil(), folder / photo.name)
-    warn_unchanged(
-        immunizer, [p.path.name for p in items if not rows[p.name]["levels"]], len(items), budget, stacklevel=3
-    )
+    still = [p.path.name + why_still(p.mask, budget) for p in items if not rows[p.name]["levels"]]
+    warn_unchanged(immunizer, still, len(items), budget, stacklevel=3)
     return [rows[photo.name] for photo in items]
 
 
@@ -168,15 +175,17 @@ class _Photo:
     seed: int
     settings_hash: str
     keep_exif: bool
+    mask: PIL.Image.Image | None
 
     @property
     def name(self) -> str:
         return f"{self.path.stem}.png"
 
     def key(self) -> dict[str, Any]:
+        mask = None if self.mask is None else pixel_digest(np.asarray(self.mask.convert("RGB")))
         return {
             "file": self.name, "source_digest": self.ref.digest, "prompt": self.prompt, "seed": self.seed,
-            "settings_hash": self.settings_hash, "exif": self.keep_exif,
+            "settings_hash": self.settings_hash, "exif": self.keep_exif, "mask": mask,
         }  # fmt: skip
 
 
@@ -198,6 +207,7 @@ def _make(
     result = protect(
         originals, [photo.prompt for photo in group], [photo.seed for photo in group], [photo.path.name for photo in group],
         immunizer=immunizer, editor=editor, size=size, checkpoint=work, progress=progress,
+        masks=[photo.mask for photo in group] if any(photo.mask is not None for photo in group) else None,
     )  # fmt: skip
     rows = []
     for k, photo in enumerate(group):
@@ -276,7 +286,7 @@ def _alive(process: int) -> bool:
 
 
 def _exif(source: Path) -> bytes | None:
-    """Camera, lens, exposure, time, author and copyright, copied tag by tag: no location, no maker's notes (some hold one),
+    """Camera, lens, exposure and time, copied tag by tag: no location, no author, no maker's notes (some hold a place),
     no free text, no thumbnail (it would show the unprotected picture), no orientation (it is in the pixels already)."""
     with PIL.Image.open(source) as image:
         found = image.getexif()
@@ -405,6 +415,38 @@ def _texts(files: Sequence[Path], prompts: str | Path | Mapping[str, str] | None
     ]:
         raise ProblemsError(lacking, hint="Add them to the prompts file, or use one prompt for all.")
     return list(texts)
+
+
+def _masks(
+    files: Sequence[Path], refs: Sequence[ImageRef], masks: str | Path | Mapping[str, Any] | None
+) -> list[PIL.Image.Image | None]:
+    """One mask per photo, by file name, else by the name without suffix."""
+    if masks is None:
+        return [None] * len(files)
+    table: dict[str, Any] = {}
+    if isinstance(masks, Mapping):
+        table = {_composed(str(name)): mask for name, mask in masks.items()}
+    elif not Path(masks).is_dir():
+        raise UsageError(f"masks must be a folder with one mask per photo, or a mapping, not {str(masks)!r}")
+    else:
+        for path in sorted(Path(masks).iterdir()):
+            if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+                other = table.setdefault(_composed(path.stem), path)
+                if other != path:
+                    raise UsageError(f"masks: {other} and {path} have one name; keep one of them")
+    found, problems = list[PIL.Image.Image | None](), list[Problem]()
+    for path, ref in zip(files, refs, strict=True):
+        name = next((n for n in (_composed(path.name), _composed(path.stem)) if n in table), None)
+        grey = None if name is None or table[name] is None else grey_mask(table[name], f"the mask of {path.name}")
+        if name is None:
+            problems.append(Problem(path.name, "has no mask; where all may change, give a white one"))
+        elif grey is not None and grey.size != ref.pil().size:
+            shape, own = ("×".join(map(str, size)) for size in (ref.pil().size, grey.size))
+            problems.append(Problem(path.name, f"is {shape}, its mask {own}; a mask has its photo's size"))
+        found.append(grey)
+    if problems:
+        raise ProblemsError(problems)
+    return found
 
 
 def _composed(name: str) -> str:

@@ -34,6 +34,9 @@ def register(commands: Subparsers) -> None:
     prompts = immunize.add_mutually_exclusive_group()
     prompts.add_argument("--prompts", type=Path, metavar="CSV", help="columns image (file name) and prompt")
     prompts.add_argument("--prompt", metavar="TEXT", help="one prompt for all photos")
+    immunize.add_argument(
+        "--masks", type=Path, metavar="FOLDER", help="one mask per photo, of its name: white where it may change"
+    )
     immunize.add_argument("--preset", metavar="NAME", help="settings of the attack: paper (default), native, …")
     immunize.add_argument("--eps", type=float, metavar="E", help="budget on [0, 1] pixels (the paper: 0.03)")
     immunize.add_argument("--iterations", type=int, metavar="N")
@@ -80,7 +83,7 @@ def _immunize(options: argparse.Namespace) -> int:
         warnings.showwarning = lambda message, *_, **__: print(f"isr immunize: {message}", file=sys.stderr)
         done = immunize_photos(
         options.photos, options.out, attack=options.attack, editor=options.editor, prompts=options.prompt or options.prompts,
-        settings=settings, seed=options.seed, size=options.size, device=options.device, eot=options.eot,
+        masks=options.masks, settings=settings, seed=options.seed, size=options.size, device=options.device, eot=options.eot,
         keep_exif=options.keep_exif, batch=options.batch, preview=not options.no_preview, progress=not options.quiet,
     )  # fmt: skip
     width = max((len(row["file"]) for row in done), default=4)

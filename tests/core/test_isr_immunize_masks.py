@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from immunize_toys import Plain
 
-from isr.errors import IsrError, UsageError
+from isr.cli import main
+from isr.errors import IsrError, ProblemsError, UsageError
+from isr.images import as_image
 from isr.immunization import immunize
+from isr.photos import immunize_photos
 
 
 class Stranger:
@@ -181,3 +184,89 @@ def test_masks_come_in_a_list() -> None:
             immunize([GREY], attack=Stranger(), masks=one)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="seeds must be a list of one entry per image, not one int"):
         immunize([GREY], attack=Stranger(), seeds=3)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------- folders of photos, the command
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Photos one.png and two.jpg (turned by its EXIF orientation: 30 wide, 20 high), and a mask of each: its left half white."""
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    photos.mkdir()
+    masks.mkdir()
+    PIL.Image.new("RGB", (24, 16), (90, 120, 150)).save(photos / "one.png")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (20, 30), (90, 120, 150)).save(photos / "two.jpg", exif=exif)
+    for name, size in (("one.jpg", (24, 16)), ("two.png", (30, 20))):
+        mask = PIL.Image.new("L", size, 0)
+        mask.paste(255, (0, 0, size[0] // 2, size[1]))
+        mask.save(masks / name, quality=100)
+    return photos, masks
+
+
+def test_a_folder_of_masks_says_where_photos_change(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    photos, masks = folders
+    out = tmp_path / "out"
+    assert (
+        main(["immunize", str(photos), "--attack", "noise", "--masks", str(masks), "--out", str(out), "--quiet"]) == 0
+    )
+    for name, width in (("one", 24), ("two", 30)):
+        original = as_image(next(photos.glob(f"{name}.*"))).pil()
+        moved = (np.asarray(as_image(out / f"{name}.png").pil()) != np.asarray(original)).any(2)
+        assert original.width == width
+        assert moved[:, : width // 2].mean() > 0.9
+        assert not moved[
+            :, width // 2 + (1 if name == "one" else 0) :
+        ].any()  # the mask of one.png is a JPEG, soft at its edge
+
+
+def test_another_mask_makes_a_photo_anew_and_the_same_one_does_not(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    photos, masks = folders
+
+    def made(given: Any) -> list[dict[str, Any]]:
+        return immunize_photos([photos], tmp_path / "out", attack="noise", masks=given, progress=False)
+
+    first = made(masks)
+    assert made(str(masks)) == first  # seconds and all: nothing was made again
+    PIL.Image.new("L", (24, 16), 255).save(masks / "one.jpg")
+    again = made(masks)
+    assert again[0]["changed"] > first[0]["changed"]
+    assert again[1] == first[1]
+    assert made({"one.png": None, "two": masks / "two.png"})[1] == first[1]
+    assert made(None)[0]["mask"] is None
+
+
+class Maskless(Stranger):
+    name = "maskless"
+
+    def immunize(self, images: Any, prompts: Any, *, editor: Any = None, seeds: Any) -> Any:  # type: ignore[override]
+        raise NotImplementedError
+
+
+def test_masks_that_lack_or_do_not_fit_are_listed_before_anything_is_made(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    photos, masks = folders
+
+    def refused(given: Any, kind: type[IsrError], match: str, attack: Any = "noise") -> None:
+        with pytest.raises(kind, match=match):
+            immunize_photos([photos], tmp_path / "out", attack=attack, masks=given, progress=False)
+        assert not (tmp_path / "out").exists()
+
+    refused(
+        {"two.jpg": masks / "two.png"}, ProblemsError, r"one\.png.*has no mask; where all may change, give a white one"
+    )
+    refused({"one.png": masks / "two.png", "two.jpg": None}, ProblemsError, "is 24×16, its mask 30×20")
+    refused(masks / "one.jpg", UsageError, "masks must be a folder with one mask per photo, or a mapping")
+    refused(masks, UsageError, "maskless takes no masks", attack=Maskless())
+    (masks / "one.png").write_bytes((masks / "one.jpg").read_bytes())
+    refused(masks, UsageError, "have one name; keep one of them")
+
+
+def test_a_black_mask_is_named_where_a_photo_stays_as_it_was(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    photos, masks = folders
+    PIL.Image.new("L", (24, 16), 0).save(masks / "one.jpg")
+    with pytest.warns(UserWarning, match=r"left 1 of 2 .*: one\.png \(its mask is black\)"):
+        immunize_photos([photos], tmp_path / "out", attack="noise", masks=masks, progress=False)
