@@ -5,8 +5,8 @@
 
 `--sheets` is what tools/miniworld_label_sheets.py wrote, `--referees` a folder with referee-a, referee-b and referee-c.
 Halves are by picture (two image numbers in turn, so that both have both kinds of prompt), so no picture is in both.
-`--earlier` adds the threshold half of sheets that were labelled before, of an earlier editor say, since the best threshold
-on 200 edits is uncertain. Writes `miniworld_labels.csv` (digests and both labels; set 0 is `--sheets`),
+`--earlier` adds sheets that were labelled before, whole, since the best threshold on 200 edits is uncertain; nothing is
+measured on them any more. Writes `miniworld_labels.csv` (digests and both labels; set 0 is `--sheets`),
 `miniworld_labels.json` (thresholds and figures, with the thresholds from labels and with those in the referees'
 config.json) and `miniworld_labels.npz` (the labelled pictures of the measuring half); with `--set` it also writes the
 thresholds for degradation into the referees' config.json.
@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--labels", type=Path, nargs=2, required=True)
     parser.add_argument(
         "--earlier", type=Path, nargs=3, action="append", default=[], metavar=("SHEETS", "FIRST", "SECOND"),
-        help="earlier labelled sheets: their threshold half helps to set the thresholds; no figure is of them",
+        help="earlier labelled sheets: all of them help to set the thresholds; no figure is of them",
     )  # fmt: skip
     parser.add_argument("--labeller", required=True, help="who or what labelled; stands in the card")
     parser.add_argument("--referees", type=Path, required=True)
@@ -193,7 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise SystemExit(f"--held: expected a name for the files, got {options.held!r}")
         return _measure_held(options)
     main_set = Labelled.read(options.sheets, options.labels)
-    sets = [main_set, *(Labelled.read(sheets, labels) for sheets, *labels in options.earlier)]
+    earlier = [Labelled.read(sheets, labels) for sheets, *labels in options.earlier]
+    sets = [main_set, *(dataclasses.replace(s, setting=np.ones_like(s.setting)) for s in earlier)]
     thresholds: dict[str, dict[str, float]] = {}
     verdicts: dict[str, dict[str, Bools]] = {}
     shipped: dict[str, dict[str, Bools]] = {}
@@ -228,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
         "unattacked_ok_by_labels": _unattacked(main_set),
         "measuring_half": measure(key, main_set.labels, verdicts, ~setting),
         "measuring_half_at_the_referees_own_thresholds": measure(key, main_set.labels, shipped, ~setting),
-        "measuring_half_by_editor": _by_editor(main_set, verdicts, scored, ~setting),
+        "measuring_half_by_editor": _by_editor(main_set, shipped, scored, ~setting),
     }
     _write(options.out / "miniworld_labels", card, sets, stored=~setting)
     print(json.dumps(card["measuring_half"]["all"], indent=1))
@@ -296,7 +297,7 @@ def _answers(scores: tuple[npt.NDArray[Any], ...], thresholds: Mapping[str, floa
 
 
 def _write(path: Path, card: Mapping[str, Any], sets: Sequence[Labelled], *, stored: Bools) -> None:
-    """`path`.json: the card; .csv: both labels of each item (of sets after the first: of their threshold half); .npz: the
+    """`path`.json: the card; .csv: both labels of each item (of sets after the first: of what set thresholds); .npz: the
     edited pictures of the first set's items where `stored`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_name(path.name + ".json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -321,16 +322,23 @@ def _scores(judge: RefereeJudge, cases: Sequence[Any]) -> tuple[npt.NDArray[Any]
 
 
 def _unattacked(labelled: Labelled) -> dict[str, Any]:
-    """Both labellings' shares of the unattacked edits that are ok, both halves together, whole and by family."""
+    """Both labellings' shares of the unattacked edits that are ok, both halves together: whole, by editor and by family."""
     rows = [i for i, row in enumerate(labelled.key) if row["method"] == "none"]
     ok = [~(lab["mismatch"] | lab["degraded"]) for lab in labelled.labels]
-    families = sorted({labelled.key[i]["family"] for i in rows})
+
+    def of(column: str, name: str) -> list[int]:
+        return [i for i in rows if labelled.key[i][column] == name]
+
+    def shares(at: list[int]) -> list[dict[str, Any]]:
+        return [share(o[at], [labelled.key[i]["image_id"] for i in at]) for o in ok]
+
+    editors, families = ({labelled.key[i][column] for i in rows} for column in ("editor", "family"))
     return {
-        "all": [share(o[rows], [labelled.key[i]["image_id"] for i in rows]) for o in ok],
+        "all": shares(rows),
+        "editors": {name: shares(of("editor", name)) for name in sorted(editors)},
         "families": {
-            f: [f"{sum(bool(o[i]) for i in of)}/{len(of)}" for o in ok]
-            for f in families
-            for of in [[i for i in rows if labelled.key[i]["family"] == f]]
+            f: [f"{sum(bool(o[i]) for i in of('family', f))}/{len(of('family', f))}" for o in ok]
+            for f in sorted(families)
         },
     }
 

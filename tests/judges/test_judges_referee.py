@@ -258,19 +258,26 @@ def _measured(stem: str) -> tuple[npt.NDArray[Any], list[tuple[PIL.Image.Image, 
     with (DATA / f"{stem}.csv").open(encoding="utf-8", newline="") as file:
         rows = {int(r["item"]): r for r in csv.DictReader(file) if r["half"] == "measure"}
     stored = np.load(DATA / f"{stem}.npz")
-    parts = {i: r["image_id"].split("-") for i, r in rows.items()}  # miniworld, [style,] split, seed, number
-    ((_, *style, split, seed),) = {tuple(p[:-1]) for p in parts.values()}
-    last = 1 + max(int(p[-1]) for p in parts.values())
-    world = miniworld(last, split, int(seed), style=style[0] if style else "plain")  # type: ignore[arg-type]
+    worlds: dict[tuple[str, ...], Any] = {}
     cases = []
     for item, edited in zip(stored["item"], stored["edited"], strict=True):
         row = rows.pop(int(item))
-        original = world[int(parts[int(item)][-1])].image
+        original = _original(row["image_id"], worlds)
         assert pixel_digest(np.asarray(original)) == row["original_digest"]
         assert pixel_digest(edited) == row["edited_digest"]
         cases.append((PIL.Image.fromarray(edited), original, row["prompt"]))
     assert rows == {}
     return stored["item"], cases
+
+
+def _original(image_id: str, worlds: dict[tuple[str, ...], Any]) -> PIL.Image.Image:
+    """The picture of that name: miniworld, [style,] split, seed, number."""
+    _, *kind, number = image_id.split("-")
+    *style, split, seed = kind
+    if tuple(kind) not in worlds:
+        worlds[tuple(kind)] = miniworld(1000, split, int(seed), style=style[0] if style else "plain")  # type: ignore[arg-type]
+    picture: PIL.Image.Image = worlds[tuple(kind)][int(number)].image
+    return picture
 
 
 def _agrees(verdicts: Sequence[Any], said: Any, name: str) -> None:

@@ -184,13 +184,13 @@ def test_label_sheets_and_their_measure(work: Path, tmp_path: Path) -> None:
     earlier = ["--earlier", *map(str, (tmp_path, tmp_path / "all.csv", tmp_path / "all.csv"))]
     assert miniworld_label_measure.main([*both, *(3 * earlier)]) == 0
     more = json.loads((tmp_path / "out" / "miniworld_labels.json").read_text("utf-8"))
-    assert more["threshold_half"] == {"n": 48, "of_this_set": 12}
+    assert more["threshold_half"] == {"n": 60, "of_this_set": 12}
     for name, found in card["thresholds"].items():  # three sets that call everything degraded outvote one that does not
         assert more["thresholds"][name]["degradation"] < found["degradation"]
     assert more["measuring_half"]["all"]["degraded"]["referee_a"]["says"] == 1.0
     with (tmp_path / "out" / "miniworld_labels.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
-    assert [sum(row["set"] == number for row in table) for number in "0123"] == [16, 12, 12, 12]
+    assert [sum(row["set"] == number for row in table) for number in "0123"] == [16, 16, 16, 16]
     assert {row["half"] for row in table if row["set"] == "1"} == {"threshold"}
     assert miniworld_label_measure.main([*both, "--held", "mini-other"]) == 0
     held = json.loads((tmp_path / "out" / "miniworld_labels_mini-other.json").read_text("utf-8"))

@@ -139,26 +139,28 @@ def editor_card(model: Model, folder: Path) -> str:
         "`relative_error` the median squared error left there, relative to no edit at all. `held_out_loss` is the squared error "
         "of the same pairs, weighted as in training, at the end of the set and never trained on. They are few (64 on a processor), and others where the "
         "number of pairs is another, so that small differences between trainings say little.", "",
-        "Success on held-out edits, by family and by referee: `success_*.json` beside this card." + _held(model.name), "",
+        "Success on held-out edits, by family and by referee: `success_*.json` beside this card." + _labels_of(model.name), "",
         _WARNING, "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
-def _held(name: str) -> str:
-    """What labels say of an editor whose edits set no threshold; nothing of the one whose edits do."""
-    path = LABELS.with_name(f"miniworld_labels_{name}.json")
-    if name == "mini-ip2p":
-        return ""
-    if not path.is_file():
+def _labels_of(name: str) -> str:
+    """What the labels of `LABELS` say of an editor's edits."""
+    record: dict[str, Any] = json.loads(LABELS.read_text("utf-8")) if LABELS.is_file() else {}
+    found = record.get("measuring_half_by_editor", {}).get(name)
+    if found is None:
         return " None of its edits are labelled, so it is not known how far the referees hold on them."
-    record = json.loads(path.read_text("utf-8"))
-    found = record["at_the_referees_own_thresholds"]["none"]
-    first, second = (f"{100 * row['share']:.0f} %" for row in found["ok_by_labels"])
+    given = record["unattacked_ok_by_labels"]["editors"][name]
+    first, second = (f"{100 * row['share']:.0f} %" for row in given)
+    right = [found["all"]["degraded"][f"referee_{referee}"]["where_labellings_agree"] for referee in "ab"]
+    agreed = " and ".join(
+        f"{100 * row['share']:.0f} % ({100 * row['low']:.0f} to {100 * row['high']:.0f})" for row in right
+    )
     return (
-        f" The referees' thresholds are not set on its edits: of {found['n']} unattacked validation edits {first} are ok by one "
-        f"labelling, {second} by another, and {100 * found['ok_by_both_referees']['share']:.0f} % to both referees; more in "
-        f"`tests/data/{path.name}` and docs/miniworld.md. Who labelled: {record['labeller']}."
+        f" By labels, {first} and {second} of {given[0]['n']} unattacked validation edits are ok. On {found['all']['n']} edits, attacked and "
+        f"not, that set no threshold, referees a and b agree on degradation with {agreed} of the {right[0]['n']} answers that two "
+        f"labellings agree on; more in `tests/data/{LABELS.name}` and docs/miniworld.md. Who labelled: {record['labeller']}."
     )
 
 
