@@ -51,10 +51,10 @@ __all__ = [
 
 _WIDTH = 64  # of each text encoder
 #: Settings of the checks and of the cards: image-to-image strength; text guidance; image guidance (instruct only).
-STEPS, STRENGTH, GUIDANCE, INSTRUCT_GUIDANCE, IMAGE_GUIDANCE = 20, 0.5, 1.0, 1.0, 1.0
-_WEAKEST, _STRONGEST = 0.15, 0.35  # σ that paths from a noised source begin at (image to image)
+STEPS, STRENGTH, GUIDANCE, INSTRUCT_GUIDANCE, IMAGE_GUIDANCE = 20, 0.3, 1.0, 1.0, 1.0
+_WEAKEST, _STRONGEST = 0.1, 0.25  # σ that paths from a noised source begin at (image to image)
 #: Of the schedules: the same noise leaves less of a small picture, so SD3's shift of 3 for 128×128 latents is 3/8 for 16×16 (Esser et
-#: al. 2024, eq. 23). Image to image keeps of the source what the noise leaves: strength 0.5 begins at σ = 0.27.
+#: al. 2024, eq. 23). Image to image keeps of the source what the noise leaves: strength 0.3 begins at σ = 0.14.
 _SHIFT, _INSTRUCT_SHIFT = 3 * 16 / 128, 1.5
 _STEADY = 0.3  # σ below which the error of the velocity counts no more than that of ẑ (image to image)
 _EXTRA = 2.0  # extra weight of changed latents (for instructions)
