@@ -42,6 +42,7 @@ import torch
 from torch import Tensor
 
 from isr.errors import IsrError, UsageError
+from isr.masks import grey_mask
 from isr.perturbation import pixels, quantise
 from isr.protocols import Editor, WhiteBoxEditor
 
@@ -251,7 +252,8 @@ class PGD:
                 `isr.immunize` handles any size). prompts: N; None counts as the empty prompt.
             editor: white-box. seeds: N integers, one generator each.
             masks: N greyscale pictures or arrays (H, W), white where pixels may change, black where they stay; None:
-                everywhere. Grey is a share m: steps are m times as long, and in an L∞ ball |δ| ≤ m·ε.
+                everywhere. Grey is a share m: steps are m times as long, and in an L∞ ball |δ| ≤ m·ε. Read as in
+                `isr.immunize`, to 8 bits.
 
         Raises:
             UsageError: the method is not defined for the editor, lengths or sizes are wrong.
@@ -509,15 +511,14 @@ def _mask_tensor(masks: Sequence[Mask | None], like: Tensor) -> Tensor | None:
         if mask is None:
             rows.append(np.ones((height, width), np.float32))
             continue
-        array = np.asarray(mask.convert("L") if isinstance(mask, PIL.Image.Image) else mask)
-        if array.dtype == np.uint8:
-            array = array / 255.0
-        if array.shape != (height, width) or not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+        # Mode "L" as it is: what the framework hands on has been read already, and made smaller since.
+        plain = isinstance(mask, PIL.Image.Image) and mask.mode == "L"
+        grey = np.asarray(mask if plain else grey_mask(mask, f"masks[{i}]"))
+        if grey.shape != (height, width):
             raise UsageError(
-                f"masks[{i}] must be a greyscale picture or array ({height}, {width}) with values in [0, 1] (or uint8), "
-                f"not shape {array.shape}"
+                f"masks[{i}] must be a greyscale picture or array ({height}, {width}) as its picture, not {grey.shape}"
             )
-        rows.append(array.astype(np.float32))
+        rows.append((grey / 255.0).astype(np.float32))
     return torch.from_numpy(np.stack(rows))[:, None].to(like.device)
 
 

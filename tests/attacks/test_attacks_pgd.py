@@ -350,6 +350,19 @@ def test_masked_pixels_never_change() -> None:
         advdm(iterations=1).immunize([image], ["a"], editor=ToyEditor(), seeds=[0], masks=[mask[:4]])
 
 
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (PIL.Image.new("RGBA", (16, 16), (255, 255, 255, 0)), "transparency is not read"),
+        (PIL.Image.new("F", (16, 16), 1.0), "bring it to 8-bit grey"),
+        (np.eye(16, dtype=np.uint8), "whole numbers of 0 and 1 only"),
+    ],
+)
+def test_the_optimiser_itself_refuses_masks_that_would_mean_something_else(mask: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=rf"masks\[0\].*{said}"):
+        advdm(iterations=1).immunize(pictures(1), ["a"], editor=ToyEditor(), seeds=[0], masks=[mask])
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_grey_in_a_mask_is_a_share_of_the_budget_and_does_not_wither(norm: str) -> None:
     """L∞: |δ| ≤ m·ε, and a pixel that is pushed one way reaches it, however many the iterations."""
