@@ -27,7 +27,8 @@ class EndToEnd(Objective):
     iteration: 1 encoder, K guided denoiser and 1 decoder pass with gradient.
 
     Options:
-        steps: K, of which an img2img editor runs the share of its strength. noise: "fixed" or "fresh".
+        steps: K, of which an img2img editor runs the share of its strength. noise: "fixed" or "fresh". recompute: each
+            denoiser pass during backward, so that memory does not grow with K; False is faster where memory is ample.
     """
 
     method: ClassVar[str] = "end-to-end"
@@ -35,6 +36,7 @@ class EndToEnd(Objective):
 
     steps: int = 4
     noise: Literal["fixed", "fresh"] = "fixed"
+    recompute: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +59,8 @@ class EndToEnd(Objective):
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         if self.noise == "fresh":
             self._draw(context)
-        edited = context.editor.rollout(x, context.prompts, self.steps, seeds=context.cache["seeds"])
+        kept = {} if self.recompute else {"checkpoint": False}
+        edited = context.editor.rollout(x, context.prompts, self.steps, seeds=context.cache["seeds"], **kept)
         return -mean_square(edited - context.cache["clean"])
 
 

@@ -25,15 +25,16 @@ class PhotoGuardDiffusion(Objective):
     Source: Salman et al. 2023, section 4.2; the authors' complex-attack notebook (K = 4, guidance 7.5, prompt "", L2 ball of
     radius 8, normalised steps, 10 gradients averaged, 200 iterations; an L∞ variant beside it). The norm is taken on
     [−1, 1] pixels of the unclamped edit. Random: the edit's start noise, anew in each evaluation. Cost per evaluation:
-    1 encoder, K guided denoiser passes (2 or 3 rows each) and 1 decoder pass with gradient; the editor recomputes each
-    denoiser pass during backward, so memory does not grow with K. By far the slowest method.
+    1 encoder, K guided denoiser passes (2 or 3 rows each) and 1 decoder pass with gradient, and K more denoiser passes
+    where they are recomputed. By far the slowest method.
 
     Ours differs: the edit is the editor's own (`rollout`: its scheduler and guidance; of an img2img editor's K scheduler steps
     only the share of its strength runs) instead of an inpainting pipeline; no hole in the anchor; `prompt="own"` in the paper preset, as the SIFM paper makes
     perturbations with the edit's prompt; one gradient per iteration there.
 
     Options:
-        steps: K. prompt: "own" or "empty". target: "grey", "tile" or a picture.
+        steps: K. prompt: "own" or "empty". target: "grey", "tile" or a picture. recompute: each denoiser pass during
+            backward, so that memory does not grow with K; False is faster where memory is ample.
     """
 
     method: ClassVar[str] = "photoguard-diffusion"
@@ -42,6 +43,7 @@ class PhotoGuardDiffusion(Objective):
     steps: int = 4
     prompt: Literal["own", "empty"] = "own"
     target: str | PIL.Image.Image = "grey"
+    recompute: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +54,8 @@ class PhotoGuardDiffusion(Objective):
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         prompts = context.prompts if self.prompt == "own" else ("",) * len(context)
         seeds = context.draws.integer("rollout_seed", 0, 2**31 - 1).tolist()
-        edited = context.editor.rollout(x, prompts, self.steps, seeds=seeds)
+        kept = {} if self.recompute else {"checkpoint": False}
+        edited = context.editor.rollout(x, prompts, self.steps, seeds=seeds, **kept)
         away = 2 * (edited - picture_tensor(self.target, edited))
         length: Tensor = torch.linalg.vector_norm(away.flatten(1), dim=1)
         return length

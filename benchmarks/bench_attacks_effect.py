@@ -66,6 +66,8 @@ def arm_of(attack: str, eps: float, label: str = "", **settings: Any) -> Arm:
     own: dict[str, Any] = {"eps": eps, "alpha": eps / 0.03 / 255}
     if attack in ("editshield", "end-to-end") or settings.get("terms") == "dist":
         own["start_radius"] = eps / 0.03 / 255
+    if attack in ("photoguard-diffusion", "end-to-end"):
+        own["recompute"] = False  # the same gradients, sooner
     return Arm(attack, eps, {**own, **settings}, label)
 
 

@@ -136,6 +136,31 @@ def test_sifm_encodes_once_per_iteration_and_stops_early(
     assert counts[1]["encoder"] - counts[0]["encoder"] == 2, "latent and condition share one pass"
 
 
+@pytest.mark.parametrize("name", ["photoguard-diffusion", "end-to-end"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_without_recomputing_are_the_same_in_fewer_passes(
+    family: str, name: str, editors: dict[str, Any]
+) -> None:
+    editor, calls = editors[family], Counter[str]()
+    clean = to_tensor(pictures(1, (32, 32)))
+    delta = 0.01 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    found = {}
+    handle = editor.denoiser.register_forward_pre_hook(lambda *_: calls.update(["denoiser"]))
+    try:
+        for recompute in (True, False):
+            calls.clear()
+            attack = make(name, steps=4, recompute=recompute)
+            step = one_step(attack.objective, editor, clean, PROMPTS, delta=delta, seeds=[0])
+            found[recompute] = step.gradient, calls["denoiser"]
+    finally:
+        handle.remove()
+    torch.testing.assert_close(found[True][0], found[False][0])
+    before = 1 if name == "end-to-end" else 0  # the clean picture's edit needs no gradient
+    passes = found[False][1] // (1 + before)
+    assert 2 <= passes <= 4  # image to image skips those above its strength
+    assert found[True][1] - found[False][1] == passes
+
+
 def test_weights_are_frozen_and_unchanged(editors: dict[str, Any]) -> None:
     editor = editors["ip2p"]
     before = [p.clone() for p in editor.denoiser.parameters()]
