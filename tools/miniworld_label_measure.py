@@ -5,14 +5,14 @@
 
 `--sheets` is what tools/miniworld_label_sheets.py wrote, `--referees` a folder with referee-a, referee-b and referee-c.
 Halves are by picture (two image numbers in turn, so that both have both kinds of prompt), so no picture is in both.
-`--earlier` adds sheets that were labelled before, whole, since the best threshold on 200 edits is uncertain; nothing is
-measured on them any more. Writes `miniworld_labels.csv` (digests and both labels; set 0 is `--sheets`),
+`--earlier` adds the threshold half of sheets that were labelled before, of an earlier editor say, since the best threshold
+on 200 edits is uncertain. Writes `miniworld_labels.csv` (digests and both labels; set 0 is `--sheets`),
 `miniworld_labels.json` (thresholds and figures, with the thresholds from labels and with those in the referees'
 config.json) and `miniworld_labels.npz` (the labelled pictures of the measuring half); with `--set` it also writes the
 thresholds for degradation into the referees' config.json.
 
-`--held NAME` shows whether the referees, as they are, hold on the edits of another editor: nothing is set, every item is
-measured, and the files are called `miniworld_labels_NAME`.
+`--held NAME` shows whether the referees, as they are, hold on the edits of other editors: nothing is set, every item is
+measured, by editor too, and the files are called `miniworld_labels_NAME`.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--labels", type=Path, nargs=2, required=True)
     parser.add_argument(
         "--earlier", type=Path, nargs=3, action="append", default=[], metavar=("SHEETS", "FIRST", "SECOND"),
-        help="earlier labelled sheets: all of them help to set the thresholds; no figure is of them",
+        help="earlier labelled sheets: their threshold half helps to set the thresholds; no figure is of them",
     )  # fmt: skip
     parser.add_argument("--labeller", required=True, help="who or what labelled; stands in the card")
     parser.add_argument("--referees", type=Path, required=True)
@@ -193,8 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise SystemExit(f"--held: expected a name for the files, got {options.held!r}")
         return _measure_held(options)
     main_set = Labelled.read(options.sheets, options.labels)
-    earlier = [Labelled.read(sheets, labels) for sheets, *labels in options.earlier]
-    sets = [main_set, *(dataclasses.replace(s, setting=np.ones_like(s.setting)) for s in earlier)]
+    sets = [main_set, *(Labelled.read(sheets, labels) for sheets, *labels in options.earlier)]
     thresholds: dict[str, dict[str, float]] = {}
     verdicts: dict[str, dict[str, Bools]] = {}
     shipped: dict[str, dict[str, Bools]] = {}
@@ -297,7 +296,7 @@ def _answers(scores: tuple[npt.NDArray[Any], ...], thresholds: Mapping[str, floa
 
 
 def _write(path: Path, card: Mapping[str, Any], sets: Sequence[Labelled], *, stored: Bools) -> None:
-    """`path`.json: the card; .csv: both labels of each item (of sets after the first: of what set thresholds); .npz: the
+    """`path`.json: the card; .csv: both labels of each item (of sets after the first: of their threshold half); .npz: the
     edited pictures of the first set's items where `stored`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_name(path.name + ".json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")

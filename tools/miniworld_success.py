@@ -9,7 +9,9 @@ Writes `success_<split>.json` beside the editor's card (each referee's shares, `
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,36 @@ def _share(hits: list[bool], clusters: list[str]) -> dict[str, Any]:
     }
 
 
+def _edits(path: Path | None, editor: Any, images: list[Image.Image], told: list[str]) -> list[Image.Image]:
+    """Of edit i with seed i; from `path`, where the same editor made the same edits before, else kept there."""
+    if path is None:
+        return _made(editor, images, told)
+    if path.suffix != ".npz":
+        raise SystemExit(f"--keep: expected a file name that ends in .npz, got {path}")
+    pictures = hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest()
+    mark = json.dumps([editor.settings(), pictures, told], sort_keys=True, default=str)
+    if path.is_file():
+        try:
+            with np.load(path) as file:
+                held, edits = str(file["mark"]), file["edits"]
+        except (ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise SystemExit(f"--keep: {path} holds no edits that this tool kept ({error}); remove it") from error
+        if held != mark:
+            raise SystemExit(f"--keep: {path} holds edits of another editor, other pictures or other settings")
+        return [Image.fromarray(edit) for edit in edits]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = _made(editor, images, told)
+    part = path.with_suffix(".part.npz")
+    np.savez_compressed(part, edits=np.stack([np.asarray(edit) for edit in made]), mark=mark)
+    part.replace(path)
+    return made
+
+
+def _made(editor: Any, images: list[Image.Image], told: list[str]) -> list[Image.Image]:
+    edits: list[Image.Image] = editor.edit(images, told, seeds=list(range(len(images))))
+    return edits
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
@@ -48,6 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--prompts", type=int, default=2, help="prompts per picture, the original one first")
     parser.add_argument("--referees", default="ab")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="NPZ",
+        help="keep the edits there, or judge those that are there (referees changed)",
+    )
     parser.add_argument("--grid", type=Path, default=None)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -55,11 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
     world = miniworld(options.images, options.split, options.seed, style=options.style)
     todo = [(item, k) for item in world for k in range(options.prompts)]
     captions = options.captions
-    edits: list[Image.Image] = editor.edit(
-        [item.image for item, _ in todo],
-        [item.target_caption(k) if captions else item.prompts[k] for item, k in todo],
-        seeds=list(range(len(todo))),
-    )
+    told = [item.target_caption(k) if captions else item.prompts[k] for item, k in todo]
+    edits = _edits(options.keep, editor, [item.image for item, _ in todo], told)
     cases = [(edit, item.image, item.prompts[k]) for edit, (item, k) in zip(edits, todo, strict=True)]
     verdicts = {r: RefereeJudge(r, folder=options.weights / f"referee-{r}").judge(cases) for r in options.referees}
     clusters = [item.image_id for item, _ in todo]

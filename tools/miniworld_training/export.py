@@ -19,6 +19,8 @@ __all__ = ["editor_card", "export_weights", "referee_card"]
 
 #: The record of the labelled edits that thresholds were set on.
 LABELS = Path(__file__).resolve().parents[2] / "tests" / "data" / "miniworld_labels.json"
+#: The record of labelled edits of all editors that set none.
+HELD = LABELS.with_name("miniworld_labels_editors.json")
 
 _WARNING = "64×64 procedural scenes, trained referees: orderings need not carry over to photographs and real editors."
 
@@ -146,21 +148,21 @@ def editor_card(model: Model, folder: Path) -> str:
 
 
 def _labels_of(name: str) -> str:
-    """What the labels of `LABELS` say of an editor's edits."""
-    record: dict[str, Any] = json.loads(LABELS.read_text("utf-8")) if LABELS.is_file() else {}
-    found = record.get("measuring_half_by_editor", {}).get(name)
+    """What the labels of `HELD` say of an editor's edits, on which no threshold was set."""
+    record: dict[str, Any] = json.loads(HELD.read_text("utf-8")) if HELD.is_file() else {}
+    found = record.get("by_editor", {}).get(name)
     if found is None:
         return " None of its edits are labelled, so it is not known how far the referees hold on them."
-    given = record["unattacked_ok_by_labels"]["editors"][name]
-    first, second = (f"{100 * row['share']:.0f} %" for row in given)
+    first, second = (f"{100 * row['share']:.0f} %" for row in found["none"]["ok_by_labels"])
     right = [found["all"]["degraded"][f"referee_{referee}"]["where_labellings_agree"] for referee in "ab"]
     agreed = " and ".join(
         f"{100 * row['share']:.0f} % ({100 * row['low']:.0f} to {100 * row['high']:.0f})" for row in right
     )
     return (
-        f" By labels, {first} and {second} of {given[0]['n']} unattacked validation edits are ok. On {found['all']['n']} edits, attacked and "
-        f"not, that set no threshold, referees a and b agree on degradation with {agreed} of the {right[0]['n']} answers that two "
-        f"labellings agree on; more in `tests/data/{LABELS.name}` and docs/miniworld.md. Who labelled: {record['labeller']}."
+        f" By labels, {first} and {second} of {found['none']['n']} unattacked validation edits are ok, by both referees "
+        f"{100 * found['none']['ok_by_both_referees']['share']:.0f} %. On {found['all']['n']} edits, attacked and not, that set no threshold, "
+        f"referees a and b agree on degradation with {agreed} of the {right[0]['n']} answers that two labellings agree on; more in "
+        f"`tests/data/{HELD.name}` and docs/miniworld.md. Who labelled: {record['labeller']}."
     )
 
 
