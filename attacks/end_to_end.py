@@ -8,10 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from isr.protocols import Editor, WhiteBoxEditor
+
 from .context import Context
 from .denoise import mean_square
 from .factory import PAPER, attack
 from .objective import Objective
+from .short_edit import check_recompute, short_edit
 from .validation import at_least, one_of
 
 __all__ = ["EndToEnd", "end_to_end"]
@@ -33,6 +36,7 @@ class EndToEnd(Objective):
 
     method: ClassVar[str] = "end-to-end"
     needs: ClassVar[tuple[str, ...]] = ("rollout",)
+    unrecorded: ClassVar[tuple[str, ...]] = ("recompute",)
 
     steps: int = 4
     noise: Literal["fixed", "fresh"] = "fixed"
@@ -42,6 +46,11 @@ class EndToEnd(Objective):
         super().__post_init__()
         at_least(1, steps=self.steps)
         one_of(("fixed", "fresh"), noise=self.noise)
+
+    def check(self, editor: Editor | None) -> WhiteBoxEditor:
+        inside = super().check(editor)
+        check_recompute(inside, self.recompute)
+        return inside
 
     @property
     def stochastic(self) -> bool:
@@ -59,8 +68,9 @@ class EndToEnd(Objective):
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         if self.noise == "fresh":
             self._draw(context)
-        kept = {} if self.recompute else {"checkpoint": False}
-        edited = context.editor.rollout(x, context.prompts, self.steps, seeds=context.cache["seeds"], **kept)
+        edited = short_edit(
+            x, context, context.prompts, self.steps, seeds=context.cache["seeds"], recompute=self.recompute
+        )
         return -mean_square(edited - context.cache["clean"])
 
 

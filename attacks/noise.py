@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 
 from isr.errors import UsageError
+from isr.masks import mask_for
 from isr.perturbation import Budget, pixels, quantise
 from isr.protocols import Editor
 
@@ -48,19 +49,21 @@ class Noise:
         *,
         editor: Editor | None = None,  # noqa: ARG002 - no model is looked at
         seeds: Sequence[int],
-        masks: Sequence[PIL.Image.Image | None] | None = None,
+        masks: Sequence[Any] | None = None,
     ) -> list[PIL.Image.Image]:
         """Noisy copies of 8-bit RGB pictures of any size; prompts are not read.
 
-        masks: of mode "L", in the size of the pictures: δ is multiplied by their share of 255 (the same draws as without).
+        masks: in the size of the pictures, read as in `isr.immunize`: δ is multiplied by their share of white (the same draws
+        as without).
         """
         if len(seeds) != len(images) or len(prompts) != len(images):
             raise UsageError(
                 f"prompts and seeds must hold one entry per image: {len(images)} images, {len(prompts)} prompts, {len(seeds)} seeds"
             )
-        greys = [None] * len(images) if masks is None else list(masks)
-        if len(greys) != len(images):
-            raise UsageError(f"masks must hold one entry per image: {len(images)} images, {len(greys)} masks")
+        given = [None] * len(images) if masks is None else list(masks)
+        if len(given) != len(images):
+            raise UsageError(f"masks must hold one entry per image: {len(images)} images, {len(given)} masks")
+        greys = [mask_for(image, m, f"masks[{k}]") for k, (image, m) in enumerate(zip(images, given, strict=True))]
         return [self._one(image, int(seed), m) for image, seed, m in zip(images, seeds, greys, strict=True)]
 
     def _one(self, image: PIL.Image.Image, seed: int, mask: PIL.Image.Image | None) -> PIL.Image.Image:

@@ -28,12 +28,14 @@ class Objective:
 
     Class attributes:
         method: its name in errors. needs: the surface it uses, whatever its options (checked before anything runs).
+        unrecorded: options that decide time and memory alone, so that records and checkpoints do not depend on them.
 
     A subclass's `__post_init__` calls `super().__post_init__()`.
     """
 
     method: ClassVar[str] = "attack"
     needs: ClassVar[tuple[str, ...]] = ("latents",)
+    unrecorded: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         own_numbers(self)
@@ -50,8 +52,9 @@ class Objective:
         return 1
 
     def options(self) -> dict[str, Any]:
-        """The fields, JSON-able (see `isr.attacks.record`)."""
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        """The fields but `unrecorded` ones, JSON-able (see `isr.attacks.record`)."""
+        names = [f.name for f in dataclasses.fields(self) if f.name not in self.unrecorded]
+        return {name: plain(getattr(self, name)) for name in names}
 
     def check(self, editor: Editor | None) -> WhiteBoxEditor:
         """The editor, or the error that says why this method, with these options, is not defined for it."""

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from isr.errors import IsrError, UsageError
-from isr.masks import grey_mask
+from isr.masks import mask_for
 from isr.perturbation import pixels, quantise
 from isr.protocols import Editor, WhiteBoxEditor
 
@@ -262,12 +262,17 @@ class PGD:
         inside = self.check(editor)
         _lengths(images, prompts, seeds, masks)
         _sizes(images, inside, self.objective.members(inside))
+        greys = (
+            None
+            if masks is None
+            else [mask_for(i, m, f"masks[{k}]") for k, (i, m) in enumerate(zip(images, masks, strict=True))]
+        )
         done: dict[int, tuple[PIL.Image.Image, list[float], Tensor]] = {}
         plan = list(_batches(images, self.pgd.batch_size))
         for number, members in enumerate(plan):
             batch = _Batch(
                 self, inside, [images[i] for i in members], [prompts[i] or "" for i in members], [seeds[i] for i in members],
-                masks=None if masks is None else [masks[i] for i in members], members=members, place=(number, len(plan)),
+                masks=None if greys is None else [greys[i] for i in members], members=members, place=(number, len(plan)),
             )  # fmt: skip
             for i, image, history, delta in batch.run():
                 done[i] = (image, history, delta)
@@ -286,7 +291,7 @@ class _Batch:
         prompts: Sequence[str],
         seeds: Sequence[int],
         *,
-        masks: Sequence[Mask | None] | None,
+        masks: Sequence[PIL.Image.Image | None] | None,
         members: Sequence[int],
         place: tuple[int, int],
     ) -> None:
@@ -501,25 +506,13 @@ def _lengths(images: Sequence[Any], prompts: Sequence[Any], seeds: Sequence[Any]
             raise UsageError(f"{name} must hold one entry per image: {len(images)} images, {came} {name}")
 
 
-def _mask_tensor(masks: Sequence[Mask | None], like: Tensor) -> Tensor | None:
-    """(B, 1, H, W) in [0, 1], 1 where pixels may change; None where no picture has a mask."""
+def _mask_tensor(masks: Sequence[PIL.Image.Image | None], like: Tensor) -> Tensor | None:
+    """(B, 1, H, W) in [0, 1], 1 where pixels may change; None where no picture has a mask. masks: of mode "L"."""
     if all(m is None for m in masks):
         return None
-    height, width = like.shape[-2:]
-    rows = []
-    for i, mask in enumerate(masks):
-        if mask is None:
-            rows.append(np.ones((height, width), np.float32))
-            continue
-        # Mode "L" as it is: what the framework hands on has been read already, and made smaller since.
-        plain = isinstance(mask, PIL.Image.Image) and mask.mode == "L"
-        grey = np.asarray(mask if plain else grey_mask(mask, f"masks[{i}]"))
-        if grey.shape != (height, width):
-            raise UsageError(
-                f"masks[{i}] must be a greyscale picture or array ({height}, {width}) as its picture, not {grey.shape}"
-            )
-        rows.append((grey / 255.0).astype(np.float32))
-    return torch.from_numpy(np.stack(rows))[:, None].to(like.device)
+    full = np.full(like.shape[-2:], 255, np.uint8)
+    rows = np.stack([full if m is None else np.asarray(m) for m in masks])
+    return torch.from_numpy((rows / 255.0).astype(np.float32))[:, None].to(like.device)
 
 
 class _Bar:

@@ -9,9 +9,12 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from isr.protocols import Editor, WhiteBoxEditor
+
 from .context import Context
 from .factory import PAPER, attack
 from .objective import Objective
+from .short_edit import check_recompute, short_edit
 from .targets import check_target, picture_tensor
 from .validation import at_least, one_of
 
@@ -39,6 +42,7 @@ class PhotoGuardDiffusion(Objective):
 
     method: ClassVar[str] = "photoguard-diffusion"
     needs: ClassVar[tuple[str, ...]] = ("rollout",)
+    unrecorded: ClassVar[tuple[str, ...]] = ("recompute",)
 
     steps: int = 4
     prompt: Literal["own", "empty"] = "own"
@@ -51,11 +55,15 @@ class PhotoGuardDiffusion(Objective):
         at_least(1, steps=self.steps)
         check_target(self.target)
 
+    def check(self, editor: Editor | None) -> WhiteBoxEditor:
+        inside = super().check(editor)
+        check_recompute(inside, self.recompute)
+        return inside
+
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         prompts = context.prompts if self.prompt == "own" else ("",) * len(context)
         seeds = context.draws.integer("rollout_seed", 0, 2**31 - 1).tolist()
-        kept = {} if self.recompute else {"checkpoint": False}
-        edited = context.editor.rollout(x, prompts, self.steps, seeds=seeds, **kept)
+        edited = short_edit(x, context, prompts, self.steps, seeds=seeds, recompute=self.recompute)
         away = 2 * (edited - picture_tensor(self.target, edited))
         length: Tensor = torch.linalg.vector_norm(away.flatten(1), dim=1)
         return length

@@ -16,7 +16,7 @@ import PIL.Image
 from .errors import BudgetError, UsageError
 from .images import as_image, check_images
 from .making import make_attack, make_editor
-from .masks import grey_mask, hold
+from .masks import hold, mask_for, working_mask
 from .perturbation import Budget, Perturbation, fit, measure, pixels, share_of, verify, within
 from .protocols import Editor, Immunizer
 from .working import Size, carry_over, check_size, resized, working_size
@@ -24,6 +24,7 @@ from .working import Size, carry_over, check_size, resized, working_size
 __all__ = ["Immunized", "OverBudget", "immunize", "protect", "takes_masks", "warn_unchanged", "why_still"]
 
 OverBudget = Literal["rounding", "project", "raise"]
+NO_MASKS = "takes no masks (its immunize has no argument named masks); leave masks out or use another attack"
 T = TypeVar("T")
 
 
@@ -117,7 +118,8 @@ def immunize(
     made = None if editor is None else make_editor(editor)
     greys: list[PIL.Image.Image | None] = [None] * len(originals)
     if masks is not None:
-        greys = [_mask_of(m, k, originals[k]) for k, m in enumerate(_per_image("masks", masks, originals))]
+        given = _per_image("masks", masks, originals)
+        greys = [mask_for(originals[k], m, f"masks[{k}]") for k, m in enumerate(given)]
     names = [f"images[{k}]" for k in range(len(originals))]
     found = protect(
         originals, texts, numbers, names, immunizer=immunizer, editor=made, masks=None if masks is None else greys, size=size,
@@ -155,12 +157,9 @@ def protect(
     works = [resized(image, s) for image, s in zip(originals, sizes, strict=True)]
     more: dict[str, Any] = {}
     if masks is not None:
-        more["masks"] = [
-            m if m is None or m.size == s else m.resize(s, PIL.Image.Resampling.BILINEAR)
-            for m, s in zip(masks, sizes, strict=True)
-        ]
+        more["masks"] = [working_mask(m, s) for m, s in zip(masks, sizes, strict=True)]
         if not takes_masks(immunizer):
-            raise UsageError(f"{immunizer.name} takes no masks; leave masks= out or use another attack")
+            raise UsageError(f"{immunizer.name} {NO_MASKS}")
     budget = Budget.of(immunizer.settings())
     with _running(immunizer, progress, checkpoint):
         # Copies: what is drawn on its input must not become the original that it is measured against.
@@ -297,14 +296,3 @@ def _running(immunizer: Immunizer, progress: Any, checkpoint: Any) -> Iterator[N
     finally:
         for name, value in before.items():
             setattr(immunizer, name, value)
-
-
-def _mask_of(mask: Any, number: int, image: PIL.Image.Image) -> PIL.Image.Image | None:
-    if mask is None:
-        return None
-    grey = grey_mask(mask, f"masks[{number}]")
-    if grey.size != image.size:
-        raise UsageError(
-            f"masks must have the size of their pictures: {image.width}×{image.height}, got {grey.width}×{grey.height} (masks[{number}])"
-        )
-    return grey

@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 
 from .errors import UsageError
 from .images import ImageRef, as_image, is_tensor
 from .perturbation import Budget, bands, pixels, share_of
 
-__all__ = ["grey_mask", "hold"]
+__all__ = ["grey_mask", "hold", "mask_for", "working_mask"]
 
 T = TypeVar("T")
 
@@ -24,19 +25,20 @@ _SCALED = "bring it to 8-bit grey (mode 'L', 0 black, 255 white)"
 
 
 def grey_mask(mask: Any, name: str) -> PIL.Image.Image:
-    """A mask as 8-bit grey (mode "L"): 255 where a pixel may change by the whole budget, 0 where it stays.
+    """A mask as 8-bit grey (mode "L"), turned as its EXIF says: 255 where a pixel may change by the whole budget, 0 where it stays.
 
     Args:
         mask: a picture (path, bytes, PIL image of mode 1, L, P or RGB), or an array or tensor as for pictures (uint8 0–255,
             uint16, float in [0, 1]), or of booleans. name: what errors call it.
 
     Raises:
-        UsageError: what would silently mean something else: transparency, other modes, 8-bit values of 0 and 1 only.
+        UsageError: what would silently mean something else: transparency, other modes, 8-bit values of 0 and 1 only, 16-bit
+            values of 8 bits only.
         ImageError: it cannot be read.
     """
     if isinstance(mask, PIL.Image.Image):
         _readable(mask, name, _READ)
-        return _spread(mask.convert("L"), name)
+        return _spread(PIL.ImageOps.exif_transpose(mask).convert("L"), name)
     kind = str(getattr(mask, "dtype", "")).removeprefix("torch.")
     if not kind:
         ref = as_image(mask, name=None if isinstance(mask, str | Path) else name)
@@ -50,6 +52,31 @@ def grey_mask(mask: Any, name: str) -> PIL.Image.Image:
     elif kind in ("uint8", "uint16"):
         _spread(mask.cpu() if is_tensor(mask) else mask, name)
     return as_image(mask, name=name).pil().convert("L")
+
+
+def mask_for(image: PIL.Image.Image, mask: Any, name: str) -> PIL.Image.Image | None:
+    """`grey_mask` in the size of its picture; None stays None.
+
+    Raises:
+        UsageError: as `grey_mask`, or the size is another.
+    """
+    if mask is None:
+        return None
+    grey = grey_mask(mask, name)
+    if grey.size != image.size:
+        raise UsageError(
+            f"masks must have the size of their pictures: {image.width}×{image.height}, got {grey.width}×{grey.height} ({name})"
+        )
+    return grey
+
+
+def working_mask(mask: PIL.Image.Image | None, size: tuple[int, int]) -> PIL.Image.Image | None:
+    """A mask of mode "L" at the size in which a perturbation is made."""
+    if mask is None or mask.size == size:
+        return mask
+    smaller = mask.resize(size, PIL.Image.Resampling.BILINEAR)
+    # A last trace of 1/255 lets nothing change, and would be taken for a table of 0 and 1.
+    return PIL.Image.new("L", size) if np.max(np.asarray(smaller), initial=0) == 1 else smaller
 
 
 def hold(
@@ -85,11 +112,13 @@ def _readable(image: PIL.Image.Image, name: str, modes: tuple[str, ...] | None) 
 
 
 def _of_file(mask: Any, name: str) -> None:
-    """A file's transparency. (Its depth is no trouble: files are read at their own.)"""
+    """A file's transparency, and its values at its own depth."""
     source = io.BytesIO(mask) if isinstance(mask, bytes) else mask
     if isinstance(source, str | Path | io.BytesIO):
         with PIL.Image.open(source) as image:
             _readable(image, name, None)
+            if image.mode.startswith("I"):
+                _spread(np.asarray(image).astype(np.uint16), name)
 
 
 def _has_alpha(mask: Any) -> bool:
@@ -102,10 +131,13 @@ def _has_alpha(mask: Any) -> bool:
 
 
 def _spread(mask: T, name: str) -> T:
-    """Not a table of 0 and 1, which would mean "hardly any change anywhere"."""
-    if np.max(np.asarray(mask), initial=0) == 1:
+    """Not a table of 0 and 1, nor 8-bit values in 16 bits, which would mean "hardly any change anywhere"."""
+    values = np.asarray(mask)
+    top = int(np.max(values, initial=0))
+    deep = values.dtype == np.uint16
+    if top == 1 or (deep and 0 < top <= 255):
         raise UsageError(
-            f"{name} holds whole numbers of 0 and 1 only, and white is their largest (8 bits: 255): multiply it, or pass an array of "
-            "booleans"
+            f"{name} holds whole numbers of 0 {'and 1 only' if top == 1 else f'to {top} of 65535'}, and white is their largest "
+            f"({'16 bits: 65535' if deep else '8 bits: 255'}): multiply it, or pass an array of booleans"
         )
     return mask

@@ -24,7 +24,7 @@ import PIL.PngImagePlugin
 from .errors import IntegrityError, Problem, ProblemsError, UsageError
 from .images import ImageRef, as_image, check_images
 from .images.arrays import pixel_digest
-from .immunization import protect, takes_masks, warn_unchanged, why_still
+from .immunization import NO_MASKS, protect, takes_masks, warn_unchanged, why_still
 from .making import make_attack, make_editor
 from .masks import grey_mask
 from .perturbation import Budget, verify
@@ -98,7 +98,7 @@ def immunize_photos(
         One row per photo, in order: file, source, digests, prompt, seed, linf, l2, levels, psnr (None: unchanged), seconds, ….
 
     Raises:
-        ProblemsError: photos that cannot be read, prompts or masks that lack, names that collide. UsageError: `out` is a folder of
+        ProblemsError: photos or masks that cannot be read, prompts or masks that lack, names that collide. UsageError: `out` is a folder of
             photos or no folder, settings or `size` are wrong, or the attack is not defined for the editor (its `check`). All
             before anything is made.
 
@@ -108,7 +108,7 @@ def immunize_photos(
     if batch < 1:
         raise UsageError(f"batch must be at least 1 photo, not {batch!r}")
     folder = Path(out)
-    _apart(photos, folder)
+    _apart([*photos, masks] if isinstance(masks, str | Path) and str(masks) else photos, folder)
     files = _files(photos)
     refs = [as_image(path, name=path.name) for path in files]
     check_images(refs)
@@ -117,13 +117,13 @@ def immunize_photos(
     immunizer = make_attack(attack, **dict(settings or {}))
     if eot:
         immunizer = _with_eot(immunizer)
+    given = _masks(files, refs, masks)
+    if masks is not None and not takes_masks(immunizer):
+        raise UsageError(f"{immunizer.name} {NO_MASKS}")
     made = None if editor is None else make_editor(editor, **({} if device is None else {"device": device}))
     if callable(check := getattr(immunizer, "check", None)):
         check(made)
     check_size(size, made)
-    greys = _masks(files, refs, masks)
-    if masks is not None and not takes_masks(immunizer):
-        raise UsageError(f"{immunizer.name} takes no masks; leave masks out or use another attack")
     budget = Budget.of(immunizer.settings())
     recorded = {
         "attack": dict(immunizer.settings()),
@@ -132,8 +132,8 @@ def immunize_photos(
     }
     mark = hashlib.sha256(json.dumps(recorded, sort_keys=True, default=str).encode()).hexdigest()[:16]
     items = [
-        _Photo(path, ref, text, photo_seed(seed, ref.digest), mark, keep_exif, grey)
-        for path, ref, text, grey in zip(files, refs, texts, greys, strict=True)
+        _Photo(path, ref, text, photo_seed(seed, ref.digest), mark, keep_exif, mask)
+        for path, ref, text, mask in zip(files, refs, texts, given, strict=True)
     ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,8 @@ def immunize_photos(
     for photo in items if preview else ():
         if not (folder / PREVIEWS / photo.name).is_file():
             _save_preview(photo.ref.pil(), folder / photo.name)
-    still = [p.path.name + why_still(p.mask, budget) for p in items if not rows[p.name]["levels"]]
+    unchanged = [p for p in items if not rows[p.name]["levels"]]
+    still = [p.path.name + why_still(p.grey(), budget) for p in unchanged]
     warn_unchanged(immunizer, still, len(items), budget, stacklevel=3)
     return [rows[photo.name] for photo in items]
 
@@ -175,14 +176,17 @@ class _Photo:
     seed: int
     settings_hash: str
     keep_exif: bool
-    mask: PIL.Image.Image | None
+    mask: _Mask | None
 
     @property
     def name(self) -> str:
         return f"{self.path.stem}.png"
 
+    def grey(self) -> PIL.Image.Image | None:
+        return None if self.mask is None else self.mask.read()
+
     def key(self) -> dict[str, Any]:
-        mask = None if self.mask is None else pixel_digest(np.asarray(self.mask.convert("RGB")))
+        mask = None if self.mask is None else self.mask.digest
         return {
             "file": self.name, "source_digest": self.ref.digest, "prompt": self.prompt, "seed": self.seed,
             "settings_hash": self.settings_hash, "exif": self.keep_exif, "mask": mask,
@@ -207,7 +211,7 @@ def _make(
     result = protect(
         originals, [photo.prompt for photo in group], [photo.seed for photo in group], [photo.path.name for photo in group],
         immunizer=immunizer, editor=editor, size=size, checkpoint=work, progress=progress,
-        masks=[photo.mask for photo in group] if any(photo.mask is not None for photo in group) else None,
+        masks=[p.grey() for p in group] if any(p.mask is not None for p in group) else None,
     )  # fmt: skip
     rows = []
     for k, photo in enumerate(group):
@@ -322,10 +326,10 @@ def _files(photos: Sequence[str | Path]) -> list[Path]:
 
 
 def _apart(photos: Sequence[str | Path], folder: Path) -> None:
-    """A folder of photos that is also the output: a second run would protect the first one's pictures."""
+    """A folder of photos that is also the output: a second run would protect the first one's pictures. So with masks."""
     for entry in map(Path, photos):
         if entry.is_dir() and folder.exists() and entry.resolve() == folder.resolve():
-            raise UsageError(f"out ({folder}) is one of the folders of photos; give another folder")
+            raise UsageError(f"out ({folder}) is one of the folders of photos or masks; give another folder")
 
 
 def _name_skipped(folder: Path) -> None:
@@ -417,36 +421,75 @@ def _texts(files: Sequence[Path], prompts: str | Path | Mapping[str, str] | None
     return list(texts)
 
 
+@dataclass(frozen=True)
+class _Mask:
+    """Where a photo's mask comes from, and what it showed when everything was checked: a folder's masks are not all held."""
+
+    source: Any
+    photo: str
+    digest: str
+
+    def read(self) -> PIL.Image.Image:
+        grey = grey_mask(self.source, f"the mask of {self.photo}")
+        if _digest(grey) != self.digest:
+            raise IntegrityError(f"the mask of {self.photo} has changed since this run began; start it again")
+        return grey
+
+
+def _digest(grey: PIL.Image.Image) -> str:
+    return pixel_digest(np.asarray(grey.convert("RGB")))
+
+
 def _masks(
     files: Sequence[Path], refs: Sequence[ImageRef], masks: str | Path | Mapping[str, Any] | None
-) -> list[PIL.Image.Image | None]:
-    """One mask per photo, by file name, else by the name without suffix."""
+) -> list[_Mask | None]:
+    """Each photo's mask: of a folder the file of the photo's name without suffix, of a mapping by file name, else by that.
+
+    Raises:
+        UsageError: neither a folder nor a mapping. ProblemsError: masks that lack, cannot be read or are of another size.
+    """
     if masks is None:
         return [None] * len(files)
-    table: dict[str, Any] = {}
     if isinstance(masks, Mapping):
-        table = {_composed(str(name)): mask for name, mask in masks.items()}
-    elif not Path(masks).is_dir():
-        raise UsageError(f"masks must be a folder with one mask per photo, or a mapping, not {str(masks)!r}")
+        table = {_composed(Path(name).name): mask for name, mask in masks.items()}
+        keys = [[_composed(path.name), _composed(path.stem)] for path in files]
     else:
-        for path in sorted(Path(masks).iterdir()):
-            if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
-                other = table.setdefault(_composed(path.stem), path)
-                if other != path:
-                    raise UsageError(f"masks: {other} and {path} have one name; keep one of them")
-    found, problems = list[PIL.Image.Image | None](), list[Problem]()
-    for path, ref in zip(files, refs, strict=True):
-        name = next((n for n in (_composed(path.name), _composed(path.stem)) if n in table), None)
-        grey = None if name is None or table[name] is None else grey_mask(table[name], f"the mask of {path.name}")
-        if name is None:
-            problems.append(Problem(path.name, "has no mask; where all may change, give a white one"))
-        elif grey is not None and grey.size != ref.pil().size:
-            shape, own = ("×".join(map(str, size)) for size in (ref.pil().size, grey.size))
-            problems.append(Problem(path.name, f"is {shape}, its mask {own}; a mask has its photo's size"))
-        found.append(grey)
+        table, keys = _mask_files(files, masks), [[_composed(path.stem)] for path in files]
+    found, problems = list[_Mask | None](), list[Problem]()
+    for path, ref, names in zip(files, refs, keys, strict=True):
+        given = [table[name] for name in names if name in table]
+        found.append(None)
+        try:
+            if not given:
+                problems.append(Problem(path.name, "has no mask; where all may change, give a white one"))
+            elif given[0] is not None:
+                grey = grey_mask(given[0], f"the mask of {path.name}")
+                if grey.size != ref.size:
+                    shape, own = ("×".join(map(str, size)) for size in (ref.size, grey.size))
+                    problems.append(Problem(path.name, f"is {shape}, its mask {own}; a mask has its photo's size"))
+                found[-1] = _Mask(given[0], path.name, _digest(grey))
+        except UsageError as error:
+            problems.append(Problem(path.name, str(error)))
     if problems:
         raise ProblemsError(problems)
     return found
+
+
+def _mask_files(files: Sequence[Path], masks: str | Path) -> dict[str, Path]:
+    """The pictures of a folder of masks by their names without suffix."""
+    if not isinstance(masks, str | Path) or not str(masks) or not Path(masks).is_dir():
+        raise UsageError(f"masks must be a folder with one mask per photo, or a mapping from file names, not {masks!r}")
+    photos = {path.resolve() for path in files}
+    table: dict[str, Path] = {}
+    for path in sorted(Path(masks).iterdir()):
+        if path.suffix.lower() not in SUFFIXES or not path.is_file() or path.name.startswith("."):
+            continue
+        if path.resolve() in photos:
+            raise UsageError(f"masks: {path} is one of the photos; give masks a folder of their own")
+        other = table.setdefault(_composed(path.stem), path)
+        if other != path:
+            raise UsageError(f"masks: {other} and {path} have one name; keep one of them")
+    return table
 
 
 def _composed(name: str) -> str:

@@ -407,7 +407,10 @@ class WhiteBoxEditor(Editor, Protocol):
     def rollout(
         self, x: torch.Tensor, prompts: Sequence[str], steps: int, *, seeds: Sequence[int], **settings: Any
     ) -> torch.Tensor:
-        """A differentiable edit of `steps` steps: pixels (B, 3, H, W), not rounded; equals `edit` at the same steps."""
+        """A differentiable edit of `steps` steps: pixels (B, 3, H, W), not rounded; equals `edit` at the same steps.
+
+        Optional: an argument `checkpoint` (default True: each denoiser pass is recomputed during backward); False keeps them.
+        """
         ...
 
 

@@ -16,7 +16,7 @@ import tiny
 from isr.attacks.pgd import PGD, one_step, to_tensor
 from isr.attacks.sifm import SIFM
 from isr.editors import load_editor
-from toy import pictures
+from toy import ToyEditor, pictures
 
 from isr.errors import UsageError
 from isr.registry import ATTACKS
@@ -154,11 +154,24 @@ def test_gradients_without_recomputing_are_the_same_in_fewer_passes(
             found[recompute] = step.gradient, calls["denoiser"]
     finally:
         handle.remove()
+    assert found[True][0].any()
     torch.testing.assert_close(found[True][0], found[False][0])
+    assert make(name).settings() == make(name, recompute=False).settings()  # time and memory alone
     before = 1 if name == "end-to-end" else 0  # the clean picture's edit needs no gradient
     passes = found[False][1] // (1 + before)
     assert 2 <= passes <= 4  # image to image skips those above its strength
     assert found[True][1] - found[False][1] == passes
+
+
+@pytest.mark.parametrize("name", ["photoguard-diffusion", "end-to-end"])
+def test_an_editor_that_always_recomputes_is_told_apart_before_anything_is_made(name: str) -> None:
+    class Strange(ToyEditor):
+        def rollout(self, x: Any, prompts: Any, steps: int, *, seeds: Any, **settings: Any) -> Any:
+            raise NotImplementedError
+
+    make(name).check(Strange())
+    with pytest.raises(UsageError, match="recompute=False needs an editor whose rollout takes checkpoint="):
+        make(name, recompute=False).check(Strange())
 
 
 def test_weights_are_frozen_and_unchanged(editors: dict[str, Any]) -> None:

@@ -346,7 +346,7 @@ def test_masked_pixels_never_change() -> None:
     change = np.asarray(protected).astype(int) - np.asarray(image)
     assert not change[:, 8:].any()
     assert change[:, :8].any()
-    with pytest.raises(UsageError, match=r"masks\[0\] must be a greyscale picture or array \(16, 16\)"):
+    with pytest.raises(UsageError, match=r"16×16, got 16×4 \(masks\[0\]\)"):
         advdm(iterations=1).immunize([image], ["a"], editor=ToyEditor(), seeds=[0], masks=[mask[:4]])
 
 
@@ -356,11 +356,16 @@ def test_masked_pixels_never_change() -> None:
         (PIL.Image.new("RGBA", (16, 16), (255, 255, 255, 0)), "transparency is not read"),
         (PIL.Image.new("F", (16, 16), 1.0), "bring it to 8-bit grey"),
         (np.eye(16, dtype=np.uint8), "whole numbers of 0 and 1 only"),
+        (PIL.Image.fromarray(np.eye(16, dtype=np.uint8)), "whole numbers of 0 and 1 only"),
     ],
 )
 def test_the_optimiser_itself_refuses_masks_that_would_mean_something_else(mask: Any, said: str) -> None:
-    with pytest.raises(UsageError, match=rf"masks\[0\].*{said}"):
-        advdm(iterations=1).immunize(pictures(1), ["a"], editor=ToyEditor(), seeds=[0], masks=[mask])
+    editor = ToyEditor()
+    with pytest.raises(UsageError, match=rf"masks\[1\].*{said}"):  # by its place among all, before the first is made
+        advdm(iterations=1, batch_size=1).immunize(
+            pictures(2), ["a", "b"], editor=editor, seeds=[0, 1], masks=[None, mask]
+        )
+    assert not editor.calls
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -430,7 +430,7 @@ def test_half_written_files_of_a_killed_run_are_swept_up(photos: Path, tmp_path:
 
 def test_photos_are_not_mixed_with_protected_ones(photos: Path, tmp_path: Path, checker: Checker) -> None:
     """A second run would take the first one's pictures for photos."""
-    with pytest.raises(UsageError, match=r"out .* is one of the folders of photos; give another folder"):
+    with pytest.raises(UsageError, match=r"out .* is one of the folders of photos or masks; give another folder"):
         immunize_photos([photos], photos / ".", attack="checker", progress=False)
     assert checker.seen == []
     (inside,) = immunize_photos([photos / "two.jpg"], photos, attack="checker", progress=False)

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from immunize_toys import Plain
+from isr.attacks.noise import Noise
 
 from isr.cli import main
-from isr.errors import IsrError, ProblemsError, UsageError
+from isr.errors import IntegrityError, IsrError, ProblemsError, UsageError
 from isr.images import as_image
 from isr.immunization import immunize
+from isr.masks import working_mask
 from isr.photos import immunize_photos
 
 
@@ -259,7 +261,17 @@ def test_masks_that_lack_or_do_not_fit_are_listed_before_anything_is_made(
         {"two.jpg": masks / "two.png"}, ProblemsError, r"one\.png.*has no mask; where all may change, give a white one"
     )
     refused({"one.png": masks / "two.png", "two.jpg": None}, ProblemsError, "is 24×16, its mask 30×20")
-    refused(masks / "one.jpg", UsageError, "masks must be a folder with one mask per photo, or a mapping")
+    for odd in (masks / "one.jpg", "", ["one.jpg"], True):
+        refused(odd, UsageError, "masks must be a folder with one mask per photo, or a mapping")
+    refused(photos, UsageError, r"one\.png is one of the photos; give masks a folder of their own")
+    clear = PIL.Image.new("RGBA", (24, 16), (255, 255, 255, 0))
+    with pytest.raises(ProblemsError) as both:  # all that is wrong at once
+        immunize_photos(
+            [photos], tmp_path / "out", attack="noise", masks={"one": clear, "two": tmp_path / "no.png"}, progress=False
+        )
+    assert [problem.item for problem in both.value.problems] == ["one.png", "two.jpg"]
+    with pytest.raises(UsageError, match="one of the folders of photos or masks"):
+        immunize_photos([photos], masks, attack="noise", masks=masks, progress=False)
     refused(masks, UsageError, "maskless takes no masks", attack=Maskless())
     (masks / "one.png").write_bytes((masks / "one.jpg").read_bytes())
     refused(masks, UsageError, "have one name; keep one of them")
@@ -270,3 +282,85 @@ def test_a_black_mask_is_named_where_a_photo_stays_as_it_was(folders: tuple[Path
     PIL.Image.new("L", (24, 16), 0).save(masks / "one.jpg")
     with pytest.warns(UserWarning, match=r"left 1 of 2 .*: one\.png \(its mask is black\)"):
         immunize_photos([photos], tmp_path / "out", attack="noise", masks=masks, progress=False)
+
+
+def test_each_photo_gets_the_mask_of_its_own_name(tmp_path: Path) -> None:
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    photos.mkdir()
+    masks.mkdir()
+    left = PIL.Image.new("L", (16, 16), 0)
+    left.paste(255, (0, 0, 8, 16))
+    for name, mask in (("x.jpg", left), ("x.jpg.png", left.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT))):
+        GREY.save(photos / name)
+        mask.save(masks / f"{name.rsplit('.', 1)[0]}.png")
+    immunize_photos([photos], tmp_path / "out", attack="noise", masks=masks, progress=False)
+    for name, side in (("x.png", slice(0, 8)), ("x.jpg.png", slice(8, 16))):
+        moved = (np.asarray(as_image(tmp_path / "out" / name).pil()) != 128).any(2)
+        assert moved[:, side].all()
+        assert moved.mean() == 0.5
+    paths = {photos / "x.jpg": left, "any/folder/x.jpg.png": None}
+    rows = immunize_photos([photos], tmp_path / "more", attack="noise", masks=paths, progress=False)  # type: ignore[arg-type]
+    assert [row["mask"] is None for row in rows] == [False, True]
+
+
+def test_a_mask_that_changes_meanwhile_stops_the_run(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    photos, masks = folders
+
+    class Meddler(Stranger):
+        def immunize(self, images: Any, prompts: Any, *, editor: Any = None, seeds: Any, masks: Any = None) -> Any:
+            PIL.Image.new("L", (30, 20), 255).save(folders[1] / "two.png")
+            return super().immunize(images, prompts, editor=editor, seeds=seeds, masks=masks)
+
+    with pytest.raises(IntegrityError, match=r"the mask of two\.jpg has changed since this run began"):
+        immunize_photos([photos], tmp_path / "out", attack=Meddler(), masks=masks, progress=False)
+
+
+# ------------------------------------------------------------------------------------- whoever reads a mask reads it alike
+
+
+def _turned(path: Path) -> PIL.Image.Image:
+    """Stored with its left half white, and an EXIF orientation that says it is upside down: shown, its right half is."""
+    mask = PIL.Image.new("L", (16, 16), 0)
+    mask.paste(255, (0, 0, 8, 16))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 3
+    mask.save(path, exif=exif)
+    return PIL.Image.open(path)
+
+
+def test_a_picture_of_a_mask_is_turned_as_a_file_is(tmp_path: Path) -> None:
+    opened = _turned(tmp_path / "mask.png")
+    for mask in (opened, tmp_path / "mask.png", (tmp_path / "mask.png").read_bytes()):
+        moved = change([mask])
+        assert not moved[:, :8].any()
+        assert moved[:, 8:].all()
+
+
+@pytest.mark.parametrize("top", [1, 100, 255])
+def test_sixteen_bits_that_hold_eight_are_refused_in_files_and_arrays(tmp_path: Path, top: int) -> None:
+    mask = np.zeros((16, 16), np.uint16)
+    mask[:, 8:] = top
+    PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
+    for form in (mask, tmp_path / "mask.png", (tmp_path / "mask.png").read_bytes()):
+        with pytest.raises(UsageError, match="white is their largest"):
+            change([form])
+
+
+def test_noise_reads_masks_as_the_framework_does() -> None:
+    half = np.zeros((16, 16), bool)
+    half[:, :8] = True
+    whole = np.asarray(Noise().immunize([GREY], [None], seeds=[3])[0])
+    for mask in (half, half.astype(np.float32), PIL.Image.fromarray(half)):
+        (found,) = Noise().immunize([GREY], [None], seeds=[3], masks=[mask])
+        np.testing.assert_array_equal(np.asarray(found)[:, :8], whole[:, :8])
+        assert (np.asarray(found)[:, 8:] == 128).all()
+    with pytest.raises(UsageError, match=r"16×16, got 16×1 \(masks\[0\]\)"):
+        Noise().immunize([GREY], [None], seeds=[3], masks=[half[:1]])
+
+
+def test_a_mask_that_fades_at_the_working_size_is_no_table_of_zeros_and_ones() -> None:
+    mask = PIL.Image.new("L", (64, 64), 0)
+    mask.putpixel((5, 5), 60)  # a sixteenth of it and less is left in each pixel of 16 × 16
+    made = working_mask(mask, (16, 16))
+    assert made is not None
+    assert np.asarray(made).max() != 1
