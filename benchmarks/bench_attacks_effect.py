@@ -409,6 +409,27 @@ def judge(options: argparse.Namespace, judges: Any = None) -> dict[str, Any]:
     return result
 
 
+#: Of a row: what RESULTS.md shows of it. Excess and broken share are paired with the control arm; all intervals are 95 %.
+SHOWN = (
+    "arm", "n", "isr", "excess", "excess_low", "excess_high", "bound_low", "bound_high", "broken", "mended", "noise_broken_share",
+    "levels_max", "psnr_protected_dB", "psnr_edit_dB", "seconds_per_image",
+)  # fmt: skip
+
+
+def shown(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result as one page has it: fewer columns, and how long making took in all (by the clock, all processes together)."""
+    seconds = sum(row["n"] * (row["seconds_per_image"] + row["seconds_per_edit"]) for row in result["arms"])
+    paired = sorted({row["n_pairs"] for row in result["arms"]})
+    return {
+        **{k: v for k, v in result.items() if k not in ("arms", "reductions")},
+        "control_isr": result["arms"][0]["paired_control"] if result["arms"] else None,
+        "n_pairs": paired[0] if len(paired) == 1 else paired,
+        "seconds_of_making": round(seconds),
+        "arms": [{k: row[k] for k in SHOWN} for row in result["arms"]],
+        "reductions": result["reductions"],
+    }
+
+
 def row_of(arm: Arm, made: Made, control: Made, store: Store) -> dict[str, Any]:
     """What was measured on an arm's pictures, before any judge."""
     changes = [made.protected[i].astype(np.int64) - store.originals[i] for i in store.originals]
@@ -535,7 +556,7 @@ def main(argv: Sequence[str] | None = None, *, editor: Any = None, judges: Any =
         if not make(options, editor):
             return 3
     if options.judge or both:
-        print(json.dumps(judge(options, judges)))
+        print(json.dumps(shown(judge(options, judges))))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -103,7 +104,11 @@ def test_make_goes_on_and_judge_may_be_repeated(tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     first = bench.judge(bench.parse([*args, "--judge"]), [dark])
     assert bench.main([*args, "--judge"], judges=[dark]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["arms"] == first["arms"]
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["arms"] == [{k: row[k] for k in bench.SHOWN} for row in first["arms"]]
+    assert printed["reductions"] == first["reductions"]
+    assert printed["n_pairs"] == 3
+    assert json.loads((tmp_path / "results.json").read_text("utf-8")) == first
     assert {r["arm"] for r in first["arms"]} == {
         f"{a}@{e}" for a in ("noise", "end-to-end", "sifm") for e in (0.03, 0.12)
     }
@@ -115,6 +120,18 @@ def test_make_goes_on_and_judge_may_be_repeated(tmp_path: Path, capsys: pytest.C
     assert same["sifm-dist-only@0.03"] < 0.9
     with pytest.raises(SystemExit, match="another editor"):
         bench.main([*args, "--make"], editor=Editing(prediction="flow"))
+
+
+def test_the_instructed_transformer_has_settings_of_its_own(tmp_path: Path) -> None:
+    sd3 = importlib.import_module("bench_attacks_effect_sd3")
+    args = ["--make", "--iterations", "1", "--methods", "noise", "--images", "2", "--out", str(tmp_path)]
+    with pytest.MonkeyPatch.context() as patch:
+        found: list[Any] = []
+        patch.setattr(bench, "make", lambda options, editor=None: found.append(options) or True)
+        assert sd3.main(args) == 0
+    (options,) = found
+    assert (options.editor, options.epsilons, options.reductions) == ("mini-sd3-instruct", [0.03, 0.045], False)
+    assert options.images == 2  # what is given comes last and counts
 
 
 @pytest.mark.parametrize(
