@@ -171,7 +171,14 @@ class ToyEditor:
         return torch.nn.functional.conv_transpose2d(z / self.scale + self.shift, self.w_dec, stride=4) / 2 + 0.5
 
     def rollout(
-        self, x: Tensor, prompts: Sequence[str], steps: int, *, seeds: Sequence[int], **settings: Any
+        self,
+        x: Tensor,
+        prompts: Sequence[str],
+        steps: int,
+        *,
+        seeds: Sequence[int],
+        checkpoint: bool = True,
+        **settings: Any,
     ) -> Tensor:
         self.calls["rollout"] += 1
         text, raw, cond = self.embed(prompts), self.latents(x), self.condition(x)
