@@ -1,4 +1,4 @@
-"""End to end: the largest change of a short edit. Not a published method; an upper bound for white-box attacks."""
+"""End to end: the largest change of a short edit. Not a published method."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ __all__ = ["EndToEnd", "end_to_end"]
 class EndToEnd(Objective):
     """Drives a short edit away from the clean picture's: maximises MSE(f_K(x), f_K(x₀)) with the same start noise in both.
 
-    f_K is the editor's own K-step edit (`rollout`), prompt and guidance included. Not a published method: it is how strong
-    a white-box attack of the budget can be, and what MiniWorld's working ε is chosen by. Random: the start (the gradient is
+    f_K is the editor's own K-step edit (`rollout`), prompt and guidance included. Not a published method: it goes for
+    the edit itself, with nothing in between, and MiniWorld's working ε is chosen by it. It bounds the change of the edit's pixels, not
+    ISR: a pattern that judges notice can defeat more edits with less change. Random: the start (the gradient is
     0 at δ = 0), and the edit's noise, drawn once ("fixed") or anew ("fresh": one more forward edit per iteration). Cost per
     iteration: 1 encoder, K guided denoiser and 1 decoder pass with gradient.
 

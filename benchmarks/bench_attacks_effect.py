@@ -20,7 +20,7 @@ that no other has; then one process without --methods makes the reductions and j
 
 Design split, original prompt, both referees, strict consensus; every edit with the same seed on the unprotected picture
 (control) and with random signs of the same ε (noise); guidance, steps and the like are the editor's own defaults. Working ε: the
-smallest of 0.03, 0.045, 0.06, 0.09, 0.12 at which `end-to-end` (an upper bound, not SIFM) reaches an excess of 60 points; where
+smallest of 0.03, 0.045, 0.06, 0.09, 0.12 at which `end-to-end` (which goes for the edit itself; not SIFM) reaches an excess of 60 points; where
 none does, 0.12. It stays open while a smaller one is not judged. 0.03 is always shown beside it. Figures are of 64×64
 procedural scenes and trained referees: orderings need not carry over.
 """
