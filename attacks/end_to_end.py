@@ -28,7 +28,7 @@ class EndToEnd(Objective):
     the edit itself, with nothing in between, and MiniWorld's working ε is chosen by it. It bounds the change of the edit's pixels, not
     ISR: a pattern that judges notice can defeat more edits with less change. Random: the start (the gradient is
     0 at δ = 0), and the edit's noise, drawn once ("fixed") or anew ("fresh": one more forward edit per iteration). Cost per
-    iteration: 1 encoder, K guided denoiser and 1 decoder pass with gradient.
+    iteration: 1 encoder, K guided denoiser and 1 decoder pass with gradient, and K more denoiser passes where they are recomputed.
 
     Options:
         steps: K, of which an img2img editor runs the share of its strength. noise: "fixed" or "fresh". recompute: each

@@ -21,7 +21,7 @@ from .perturbation import Budget, Perturbation, fit, measure, pixels, share_of, 
 from .protocols import Editor, Immunizer
 from .working import Size, carry_over, check_size, resized, working_size
 
-__all__ = ["Immunized", "OverBudget", "immunize", "protect", "takes_masks", "warn_unchanged", "why_still"]
+__all__ = ["NO_MASKS", "Immunized", "OverBudget", "immunize", "protect", "takes_masks", "warn_unchanged", "why_still"]
 
 OverBudget = Literal["rounding", "project", "raise"]
 NO_MASKS = "takes no masks (its immunize has no argument named masks); leave masks out or use another attack"
