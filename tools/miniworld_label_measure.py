@@ -321,23 +321,16 @@ def _scores(judge: RefereeJudge, cases: Sequence[Any]) -> tuple[npt.NDArray[Any]
 
 
 def _unattacked(labelled: Labelled) -> dict[str, Any]:
-    """Both labellings' shares of the unattacked edits that are ok, both halves together: whole, by editor and by family."""
+    """Both labellings' shares of the unattacked edits that are ok, both halves together, whole and by family."""
     rows = [i for i, row in enumerate(labelled.key) if row["method"] == "none"]
     ok = [~(lab["mismatch"] | lab["degraded"]) for lab in labelled.labels]
-
-    def of(column: str, name: str) -> list[int]:
-        return [i for i in rows if labelled.key[i][column] == name]
-
-    def shares(at: list[int]) -> list[dict[str, Any]]:
-        return [share(o[at], [labelled.key[i]["image_id"] for i in at]) for o in ok]
-
-    editors, families = ({labelled.key[i][column] for i in rows} for column in ("editor", "family"))
+    families = sorted({labelled.key[i]["family"] for i in rows})
     return {
-        "all": shares(rows),
-        "editors": {name: shares(of("editor", name)) for name in sorted(editors)},
+        "all": [share(o[rows], [labelled.key[i]["image_id"] for i in rows]) for o in ok],
         "families": {
-            f: [f"{sum(bool(o[i]) for i in of('family', f))}/{len(of('family', f))}" for o in ok]
-            for f in sorted(families)
+            f: [f"{sum(bool(o[i]) for i in of)}/{len(of)}" for o in ok]
+            for f in families
+            for of in [[i for i in rows if labelled.key[i]["family"] == f]]
         },
     }
 
