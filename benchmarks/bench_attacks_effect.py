@@ -203,7 +203,7 @@ def make(options: argparse.Namespace, editor: Any = None) -> bool:
         made, world, store, batch=batch, rows=options.rows or (64 if on_cpu else 1024),
         deadline=begun + options.limit if options.limit else math.inf,
     )  # fmt: skip
-    working = judged_working_eps(store.folder, options.images)
+    working = options.working or judged_working_eps(store.folder, options.images)
     done = maker.make(CONTROL)
     if options.reductions and done:
         several = reduction_arms(options.iterations)
@@ -248,7 +248,7 @@ def plan(options: argparse.Namespace, editor: Any = None) -> dict[str, Any]:
     on_cpu = made.device.type == "cpu"
     count = min(PROBED, options.images) if on_cpu else options.batch or options.images
     timing = Timing(made, world, store, count=count, rows=options.rows or (64 if on_cpu else 1024))
-    working = judged_working_eps(store.folder, options.images)
+    working = options.working or judged_working_eps(store.folder, options.images)
     wanted = [(CONTROL, options.images, CONTROL.name)]
     wanted += [(arm, options.images, arm.name) for arm in arms_of(options, working)]
     if working is None and not options.epsilons:
@@ -401,7 +401,7 @@ def judge(options: argparse.Namespace, judges: Any = None) -> dict[str, Any]:
     result: dict[str, Any] = {
         "editor": editor["editor"]["name"], "device": editor["device"], "n_images": options.images, "split": "design",
         "prompt_kind": "original", "judges": [str(j) for j in panel] if isinstance(panel, list) else str(panel),
-        "consensus": "strict", "working_eps": working, "working_eps_reached_target": reached,
+        "consensus": "strict", "working_eps": working, "working_eps_reached_target": reached, "working_eps_given": options.working,
         "incomplete": [a.name for a in arms if a not in complete], "arms": rows,
         "reductions": read(folder / "reductions.json") if (folder / "reductions.json").is_file() else [],
     }  # fmt: skip
@@ -522,6 +522,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="comma-separated, on [0, 1] pixels, for every method; default: 0.03 and the working ε, and "
         f"{', '.join(map(str, EPS))} for {', '.join(CURVE)}",
     )
+    parser.add_argument(
+        "--working", type=float, help="the working ε, where another editor's run chose it; default: what --judge finds"
+    )
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--no-reductions", dest="reductions", action="store_false", help="leave SIFM's reductions out")
     parser.add_argument("--batch", type=int, help="pictures at once; default: 10 on the CPU, else all")
@@ -551,7 +554,7 @@ def main(argv: Sequence[str] | None = None, *, editor: Any = None, judges: Any =
     both = options.make == options.judge
     if (options.make or both) and not make(options, editor):
         return 3
-    if both and not options.epsilons:
+    if both and not options.epsilons and options.working is None:
         judge(options, judges)  # finds the working ε, at which the rest is made
         if not make(options, editor):
             return 3

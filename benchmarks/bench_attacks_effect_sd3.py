@@ -1,7 +1,7 @@
-"""Effect of every attack on mini-sd3-instruct at ε 0.03 and 0.045: excess over the control arm with intervals.
+"""Effect of every attack on mini-sd3-instruct at ε 0.03 and 0.045, and ε curves: excess over the control arm with intervals.
 
-bench_attacks_effect.py with this editor, 25 pictures, one repetition of PhotoGuard's diffusion attack, and the working ε that
-mini-ip2p's end-to-end attack chose (0.045) beside 0.03. Its options are taken too: --make, --judge, --plan, --methods, --limit.
+bench_attacks_effect.py with this editor, 50 pictures, one repetition of PhotoGuard's diffusion attack, no reductions, and the
+working ε that mini-ip2p's end-to-end attack chose (0.045). Its options are taken too: --make, --judge, --plan, --methods, --limit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LONG = True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    own = ["--editor", "mini-sd3-instruct", "--images", "25", "--no-reductions", "--epsilons", "0.03,0.045"]
+    own = ["--editor", "mini-sd3-instruct", "--no-reductions", "--working", "0.045"]
     return bench_attacks_effect.main([*own, *(sys.argv[1:] if argv is None else argv)])
 
 

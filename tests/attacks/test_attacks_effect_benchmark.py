@@ -130,7 +130,7 @@ def test_the_instructed_transformer_has_settings_of_its_own(tmp_path: Path) -> N
         patch.setattr(bench, "make", lambda options, editor=None: found.append(options) or True)
         assert sd3.main(args) == 0
     (options,) = found
-    assert (options.editor, options.epsilons, options.reductions) == ("mini-sd3-instruct", [0.03, 0.045], False)
+    assert (options.editor, options.working, options.reductions) == ("mini-sd3-instruct", 0.045, False)
     assert options.images == 2  # what is given comes last and counts
 
 
@@ -189,6 +189,17 @@ def test_judging_decides_what_is_made_next(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "photoguard-encoder@0.06.npz").unlink()
     assert bench.main([*args, "--make"], editor=Editing()) == 0
     assert made() == [*first, "photoguard-encoder@0.06"]
+
+
+def test_a_working_eps_of_another_editor_can_be_given(tmp_path: Path) -> None:
+    """The other methods are made at it in one go; this editor's own figure stands beside it."""
+    args = ["--images", "2", "--iterations", "1", "--methods", "photoguard-encoder", "--working", "0.06"]
+    args += ["--editor", "toy", "--out", str(tmp_path), "--no-reductions"]
+    assert bench.main(args, editor=Editing(), judges=[dark]) == 0
+    made = sorted(p.stem for p in tmp_path.glob("*.npz"))
+    assert made == ["control", "photoguard-encoder@0.03", "photoguard-encoder@0.06"]
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    assert (results["working_eps"], results["working_eps_given"]) == (None, 0.06)
 
 
 def test_a_plan_says_how_long_it_takes_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
