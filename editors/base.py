@@ -32,7 +32,7 @@ from .options import (
     torch_dtype,
     whole_number,
 )
-from .pixels import batches, generator_of, resized, to_pictures, to_pixels
+from .pixels import batches, generator_of, resized, to_pictures, to_pixels, wide
 from .schedules import Kind, clean_of, expand, noise_of, target_of
 from .text import Text, columns_of, read_columns
 
@@ -364,7 +364,7 @@ class DiffusionEditor(ABC):
     def latents(self, x: torch.Tensor) -> torch.Tensor:
         """Raw encoder mean of pixels in [0, 1], unscaled, (B, C, h, w) float32; any size (see `fit`)."""
         mode: torch.Tensor = self._posterior(x).mode()
-        return mode.float()
+        return wide(mode)
 
     def _posterior(self, x: torch.Tensor) -> Any:
         x = self.fit(x)
@@ -395,7 +395,7 @@ class DiffusionEditor(ABC):
         """Pixels, nominally in [0, 1] and not clamped, of a scaled latent, (B, 3, H, W) float32."""
         with self._using("vae"):
             raw: torch.Tensor = self.vae.decode(self.unscaled(z).to(self.device, self.vae.dtype), return_dict=False)[0]
-        return raw.float() / 2 + 0.5
+        return wide(raw) / 2 + 0.5
 
     def condition(self, x: torch.Tensor) -> torch.Tensor | None:
         """What the image adds to the denoiser's input, or None where it enters through the noisy latent only."""
@@ -459,7 +459,7 @@ class DiffusionEditor(ABC):
             )
         wanted = {name: known[name] for name in layers}
         found = read_modules(wanted, lambda: self.predict(noisy, t, text, cond), pick=self.pick)
-        return {name: self._image_part(value, noisy, text).float() for name, value in found.items()}
+        return {name: wide(self._image_part(value, noisy, text)) for name, value in found.items()}
 
     @staticmethod
     def pick(name: str, output: Any) -> torch.Tensor:

@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from isr.errors import UsageError
 
+from .pixels import wide
+
 __all__ = ["column_attention", "first_tensor", "heads_of", "image_tensor", "listening", "read_modules"]
 
 #: which tensor of a named layer's output counts
@@ -133,7 +135,7 @@ def column_attention(
     index = torch.tensor(list(wanted), dtype=torch.long).to(query.device, non_blocking=True)
 
     def weights(part: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        logits = torch.matmul(part.float(), keys.float().transpose(-1, -2)) * scale
+        logits = torch.matmul(wide(part), wide(keys).transpose(-1, -2)) * scale
         return torch.exp(logits[..., index] - torch.logsumexp(logits, dim=-1, keepdim=True)).mean(dim=1)
 
     rows = max(1, PIECE // (query.shape[0] * query.shape[1] * key.shape[-2]))

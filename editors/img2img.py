@@ -14,6 +14,7 @@ import torch
 from isr.errors import UsageError
 
 from .options import fresh_scheduler
+from .pixels import wide
 from .text import joined
 from .unet import UNetEditor
 from .unet_xl import XLText
@@ -37,7 +38,7 @@ def kept_timesteps(scheduler: Any, steps: int, strength: float) -> torch.Tensor:
 
 def sampled_latents(posterior: Any, generators: list[torch.Generator]) -> torch.Tensor:
     """One sample per row of a diagonal Gaussian, row i from generator i, drawn on the CPU in float32."""
-    mean, std = posterior.mean.float(), posterior.std.float()
+    mean, std = wide(posterior.mean), wide(posterior.std)
     rows = [torch.randn((1, *mean.shape[1:]), generator=generator) for generator in generators]
     sample: torch.Tensor = mean + std * torch.cat(rows).to(mean.device, non_blocking=True)
     return sample

@@ -17,6 +17,7 @@ from isr.errors import UsageError
 
 from .flow import FlowEditor, two_way
 from .loading import Part
+from .pixels import wide
 from .text import Text, columns_of, joined, read_columns, tiled, tokens_of
 
 __all__ = ["Kontext"]
@@ -128,7 +129,7 @@ class Kontext(FlowEditor):
                 img_ids=self._image_ids(height, width),
                 return_dict=False,
             )[0]
-        return unpacked(out[:, : tokens.shape[1] // 2], height, width, channels).float()
+        return wide(unpacked(out[:, : tokens.shape[1] // 2], height, width, channels))
 
     def _image_ids(self, height: int, width: int) -> torch.Tensor:
         """(tokens, 3): (0 noisy or 1 reference, row, column)."""
@@ -156,9 +157,10 @@ class Kontext(FlowEditor):
 
         def rotate(tokens: torch.Tensor, offset: int) -> torch.Tensor:
             here = slice(offset, offset + tokens.shape[-2])
-            even, odd = tokens.float()[..., 0::2], tokens.float()[..., 1::2]
+            tokens = wide(tokens)
+            even, odd = tokens[..., 0::2], tokens[..., 1::2]
             turned = torch.stack([-odd, even], dim=-1).reshape(tokens.shape)
-            return tokens.float() * cos[here] + turned * sin[here]
+            return tokens * cos[here] + turned * sin[here]
 
         return rotate
 

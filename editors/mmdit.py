@@ -19,7 +19,7 @@ from .checks import check_call, check_masks
 from .flow import FlowEditor, three_way, two_way
 from .img2img import sampled_latents
 from .loading import Part
-from .pixels import to_pixels
+from .pixels import to_pixels, wide
 from .text import Text, columns_of, joined, log, read_columns, tiled, tokens_of
 
 __all__ = ["SD3Img2Img", "SD3Instruct"]
@@ -132,7 +132,7 @@ class SD3Editor(FlowEditor):
                 pooled_projections=None if text.pooled is None else text.pooled.to(self._dtype),
                 return_dict=False,
             )[0]
-        return result.float()
+        return wide(result)
 
 
 class SD3Img2Img(SD3Editor):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from isr.errors import UsageError
 
-__all__ = ["batches", "generator_of", "resized", "to_pictures", "to_pixels"]
+__all__ = ["batches", "generator_of", "resized", "to_pictures", "to_pixels", "wide"]
 
 
 def to_pixels(images: Sequence[PIL.Image.Image]) -> torch.Tensor:
@@ -28,6 +28,11 @@ def to_pictures(x: torch.Tensor) -> list[PIL.Image.Image]:
         )
     array = (x.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [PIL.Image.fromarray(picture) for picture in array]
+
+
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """As float32; float64 stays (gradients against finite differences)."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def resized(x: torch.Tensor, size: tuple[int, int], *, clamp: bool = True) -> torch.Tensor:

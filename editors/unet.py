@@ -19,6 +19,7 @@ from .base import DiffusionEditor
 from .hooks import column_attention, heads_of, read_modules
 from .loading import Part
 from .options import fresh_scheduler
+from .pixels import wide
 from .schedules import Kind, vp_levels
 from .text import Text, joined, tiled, tokens_of
 
@@ -87,6 +88,11 @@ class UNetEditor(DiffusionEditor):
         kept = dict.fromkeys(float(t) for t in scheduler.timesteps)
         return torch.tensor(list(kept), dtype=torch.float32, device=self.device)
 
+    @property
+    def undefined(self) -> tuple[str, ...]:
+        """`noisy` where the checkpoint's sampler has no table of ᾱ (EDM): such an editor edits, and methods that add noise refuse it."""
+        return () if hasattr(self.parts["scheduler"], "alphas_cumprod") else ("noisy",)
+
     def levels(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scheduler = self.parts["scheduler"]
         if not hasattr(scheduler, "alphas_cumprod"):
@@ -133,7 +139,7 @@ class UNetEditor(DiffusionEditor):
                 added_cond_kwargs=self._added(text, noisy),
                 return_dict=False,
             )[0]
-        return result.float()
+        return wide(result)
 
     def _added(self, text: Text, noisy: torch.Tensor) -> dict[str, torch.Tensor] | None:  # noqa: ARG002 - SDXL overrides
         return None
