@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .context import Context
-from .denoise import first_timestep, noise_estimate
+from .denoise import clean_estimate, first_timestep, noise_estimate
 from .factory import PAPER, attack
 from .objective import Objective
 from .validation import at_least, one_of
@@ -24,17 +24,17 @@ class DiffusionGuard(Objective):
     Source: Choi et al., ICLR 2025 (arXiv 2410.05694); code read in choi403/DiffusionGuard (no licence, nothing copied). The
     noisy latent is pure noise, independent of the picture, and t₁ the first timestep of a 4-step schedule: for editors that
     take the image as a condition this is exactly an edit's first step. Flow editors: ‖v̂‖₂ at σ = 1. Img2img editors have no
-    condition: z_t₁ = noisy(E(x), t₁, n) at the first timestep of the editor's own edit, and the network's own output is used
-    (‖n̂‖ would nearly be ‖z_t‖). Random: n per picture and iteration. Cost per iteration: 1 encoder and 1 denoiser pass
-    with gradient.
+    condition: z_t₁ = noisy(E(x), t₁, n) at the first timestep of the editor's own edit, and the network's own output is used: of
+    flow editors ‖v̂‖₂, since ‖n̂‖ would nearly be ‖z_t‖. An ε-network's output is n̂; `of="clean"` takes ‖ẑ‖₂ instead. Random:
+    n per picture and iteration. Cost per iteration: 1 encoder and 1 denoiser pass with gradient.
 
     Ours differs: no mask augmentation (whole-picture editors have no mask; masks given to the optimiser limit δ); encoder
     mean instead of a sample; the edit's own prompt (`prompt="empty"` for the authors' ""). DiffVax's port is another attack.
 
     Options:
         steps: of the schedule whose first timestep is used, where the image is a condition. prompt: "own" or "empty".
-        of: "output" (the network's own output: the noise for ε-networks, the clean latents for those that predict them) or
-            "noise" (n̂ behind it).
+        of: "output" (the network's own output: the noise for ε-networks, the clean latents for those that predict them),
+            "noise" (n̂ behind it) or "clean" (ẑ behind it).
     """
 
     method: ClassVar[str] = "diffusionguard"
@@ -42,13 +42,13 @@ class DiffusionGuard(Objective):
 
     steps: int = 4
     prompt: Literal["own", "empty"] = "own"
-    of: Literal["output", "noise"] = "output"
+    of: Literal["output", "noise", "clean"] = "output"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, steps=self.steps)
         one_of(("own", "empty"), prompt=self.prompt)
-        one_of(("output", "noise"), of=self.of)
+        one_of(("output", "noise", "clean"), of=self.of)
 
     def prepare(self, context: Context) -> None:
         editor, cache = context.editor, context.cache
@@ -64,6 +64,8 @@ class DiffusionGuard(Objective):
         prediction = editor.predict(z_t, t, context.cache["text"], encoded.cond)
         if self.of == "noise":
             prediction = noise_estimate(editor, prediction, z_t, t)
+        elif self.of == "clean":
+            prediction = clean_estimate(editor, prediction, z_t, t)
         length: Tensor = torch.linalg.vector_norm(prediction.flatten(1), dim=1)
         return -length
 

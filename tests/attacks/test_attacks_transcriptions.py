@@ -475,6 +475,186 @@ def test_diffusionguard_of_img2img_is_at_the_first_timestep_of_the_editors_own_e
     compare(mine, denoising.diffusionguard_step(editor, *start(), PROMPTS, noise=n, steps=10, **walk("diffusionguard")))
 
 
+# ---------------------------------------------------------------------------------------------- further options
+
+PATHS = ["both", "lat", "cond"]
+# Where pixels have two ways in. "own": a condition that is not the latent, so that the two cannot be mistaken for each other.
+TWO_WAYS = [*CONDITIONED, ("epsilon", "own"), ("flow", "own")]
+# A flow from pure noise has n̂ = n at σ = 1, whatever the network says (see the test of that).
+ESTIMATES = [
+    (kind, of)
+    for kind in EVERY_EDITOR
+    for of in ("output", "noise", "clean")
+    if of != "noise" or kind[0] != "flow" or kind[1] == "latent"
+]
+
+
+def noisy_draws() -> dict[str, Tensor]:
+    """Timesteps of ACE's range."""
+    return {**drawn(), "timestep": torch.tensor([640, 910])}
+
+
+# -------------------------------------------------------------------------------------------------------------- SIFM
+
+
+@pytest.mark.parametrize("kind", [("epsilon", "cond"), ("flow", "own")])
+@pytest.mark.parametrize("reduction", ["mean_mean", "mean_sum", "relative"])
+@pytest.mark.parametrize("dist", ["mse", "l1", "cosine"])
+def test_sifm_frobenius_reductions(kind: tuple[str, str], reduction: str, dist: str) -> None:
+    """At the λ that stands where none is given: 0.1, and 1 for relative."""
+    compare(*sifm_pair(kind, feature_norm="frobenius", reduction=reduction, dist=dist), keeps_delta=True)
+
+
+@pytest.mark.parametrize("kind", [("epsilon", "cond"), ("flow", "own")])
+@pytest.mark.parametrize("feature_norm", ["l1", "frobenius"])
+@pytest.mark.parametrize("reduction", ["mean_mean", "mean_sum", "relative"])
+@pytest.mark.parametrize(("dist", "lam"), [("mse", 7.0), ("l1", 3.0), ("cosine", 20.0)])
+def test_sifm_dist_reductions(kind: tuple[str, str], feature_norm: str, reduction: str, dist: str, lam: float) -> None:
+    """At a λ where Dist has a say of its own."""
+    options = {"feature_norm": feature_norm, "reduction": reduction, "dist": dist, "lam": lam}
+    compare(*sifm_pair(kind, **options), keeps_delta=True)
+
+
+@pytest.mark.parametrize("dist", ["mse", "l1", "cosine"])
+@pytest.mark.parametrize(
+    ("reduction", "lam"), [("paper", 0.1), ("mean_mean", 0.1), ("mean_sum", 0.1), ("relative", 1.0)]
+)
+def test_sifm_lambda_where_none_is_given(reduction: str, lam: float, dist: str) -> None:
+    mine, _ = sifm_pair(("epsilon", "cond"), reduction=reduction, dist=dist)
+    _, theirs = sifm_pair(("epsilon", "cond"), reduction=reduction, dist=dist, lam=lam)
+    compare(mine, theirs, keeps_delta=True)
+
+
+@pytest.mark.parametrize("feature_norm", ["l1", "frobenius"])
+@pytest.mark.parametrize("dist", ["mse", "l1"])
+def test_sifm_relative_starts_from_the_norm_alone(feature_norm: str, dist: str) -> None:
+    """At δ = 0 the relative norm is 1 and Dist 0, whatever λ."""
+    options = {"feature_norm": feature_norm, "dist": dist, "reduction": "relative", "zero": True}
+    mine, theirs = sifm_pair(("epsilon", "cond"), **options)
+    torch.testing.assert_close(mine.losses, torch.ones_like(mine.losses), rtol=1e-12, atol=0)
+    compare(mine, theirs, keeps_delta=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- Semantic
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [*((k, p) for k in TWO_WAYS for p in PATHS), (("flow", "latent"), "lat"), (("epsilon", "latent"), "lat")],
+)
+def test_semantic_paths(kind: tuple[str, str], path: str) -> None:
+    editor, n = toy(kind), normal(2, 10, 4, 2, 2, seed=1)
+    mine = ours("semantic", editor, given={"noise": n}, path=path)
+    theirs = semantic.step(
+        editor, *start(), PROMPTS, times=[float(t) for t in editor.timesteps(10)], noise=n,
+        columns=[(1, 2, 3, 4), (1,)], path=path, **walk("semantic"),
+    )  # fmt: skip
+    compare(mine, theirs, scale=1 / 4)  # as in test_semantic
+
+
+# --------------------------------------------------------------------------------------------- on the denoising loss
+
+
+@pytest.mark.parametrize("kind", TWO_WAYS)
+@pytest.mark.parametrize("mode", ["fused", "semantic", "textural"])
+@pytest.mark.parametrize("path", PATHS)
+def test_mist_paths(kind: tuple[str, str], mode: str, path: str) -> None:
+    """The texture term is about the picture under attack on every path."""
+    editor, draws = toy(kind), drawn()
+    picture, pixels = target_picture()
+    name = "texture" if mode == "textural" else mode
+    mine = ours("mist", editor, given=draws, target=picture, mode=name, path=path)
+    theirs = denoising.mist_step(
+        editor, *start(), PROMPTS, **draws, target=pixels, mode=mode, path=path, **walk("mist")
+    )
+    compare(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", TWO_WAYS)
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("path", PATHS)
+def test_ace_paths(kind: tuple[str, str], fused: bool, path: str) -> None:
+    """ACE+'s latent term is about the picture under attack on every path, as MIST's texture term is."""
+    editor, draws = toy(kind), noisy_draws()
+    picture, pixels = target_picture()
+    mine = ours("ace", editor, given=draws, target=picture, fused=fused, path=path)
+    theirs = denoising.ace_step(
+        editor, *start(), PROMPTS, **draws, target=pixels, fused=fused, path=path, **walk("ace")
+    )
+    compare(mine, theirs)
+
+
+@pytest.mark.parametrize("image", ["cond", "own"])
+@pytest.mark.parametrize("path", PATHS)
+def test_ace_velocity_paths(image: str, path: str) -> None:
+    editor, draws = toy(("flow", image)), noisy_draws()
+    picture, pixels = target_picture()
+    mine = ours("ace", editor, given=draws, target=picture, of="velocity", path=path)
+    theirs = denoising.ace_step(
+        editor, *start(), PROMPTS, **draws, target=pixels, of="velocity", path=path, **walk("ace")
+    )
+    compare(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["ace", "mist"])
+@pytest.mark.parametrize("prediction", ["epsilon", "flow"])
+def test_latent_path_of_img2img_is_the_only_one(name: str, prediction: str) -> None:
+    editor, draws = toy((prediction, "latent")), drawn(low=True)
+    picture, pixels = target_picture()
+    mine = ours(name, editor, given=draws, target=picture, path="lat")
+    step = {"ace": denoising.ace_step, "mist": denoising.mist_step}[name]
+    compare(mine, step(editor, *start(), PROMPTS, **draws, target=pixels, path="both", **walk(name)))
+
+
+@pytest.mark.parametrize(("kind", "of"), ESTIMATES)
+def test_diffusionguard_of(kind: tuple[str, str], of: str) -> None:
+    editor, n = toy(kind), normal(2, 4, 2, 2, seed=1)
+    mine = ours("diffusionguard", editor, given={"noise": n}, of=of)
+    compare(mine, denoising.diffusionguard_step(editor, *start(), PROMPTS, noise=n, of=of, **walk("diffusionguard")))
+
+
+@pytest.mark.parametrize("image", ["cond", "own"])
+def test_diffusionguard_of_the_noise_of_a_flow_from_pure_noise_is_constant(image: str) -> None:
+    """n̂ = z_σ + (1−σ) v̂ is n itself at σ = 1: nothing reaches the pixels, and −‖n‖₂ is the loss."""
+    editor, n = toy(("flow", image)), normal(2, 4, 2, 2, seed=1)
+    mine = ours("diffusionguard", editor, given={"noise": n}, of="noise")
+    theirs = denoising.diffusionguard_step(editor, *start(), PROMPTS, noise=n, of="noise", **walk("diffusionguard"))
+    for found in (mine, theirs):
+        assert not found.gradient.any()
+        torch.testing.assert_close(found.losses, -n.flatten(1).norm(dim=1), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("of", ["noise", "clean"])
+def test_diffusionguard_of_an_estimate_is_at_the_noise_level_of_the_same_timestep(of: str) -> None:
+    """Image-to-image: z is noised to the edit's first timestep, and n̂ and ẑ are solved for at that one."""
+    editor, n = Grid("epsilon", "latent", dtype=torch.float64), normal(2, 4, 2, 2, seed=1)
+    mine = ours("diffusionguard", editor, given={"noise": n}, of=of)
+    theirs = denoising.diffusionguard_step(
+        editor, *start(), PROMPTS, noise=n, steps=10, of=of, **walk("diffusionguard")
+    )
+    compare(mine, theirs)
+
+
+# ------------------------------------------------------------------------------------------- the comparison can fail
+
+
+@pytest.mark.parametrize("path", ["lat", "cond"])
+def test_another_path_is_seen(path: str) -> None:
+    editor, draws = toy(("epsilon", "own")), noisy_draws()
+    picture, pixels = target_picture()
+    theirs = denoising.ace_step(editor, *start(), PROMPTS, **draws, target=pixels, path="both", **walk("ace"))
+    with pytest.raises(AssertionError):
+        compare(ours("ace", editor, given=draws, target=picture, path=path), theirs)
+
+
+@pytest.mark.parametrize("of", ["output", "clean"])
+def test_another_estimate_is_seen(of: str) -> None:
+    editor, n = toy(("v_prediction", "cond")), normal(2, 4, 2, 2, seed=1)
+    theirs = denoising.diffusionguard_step(editor, *start(), PROMPTS, noise=n, of="noise", **walk("diffusionguard"))
+    with pytest.raises(AssertionError):
+        compare(ours("diffusionguard", editor, given={"noise": n}, of=of), theirs)
+
+
 # ------------------------------------------------------------------------------------------------------------- noise
 
 

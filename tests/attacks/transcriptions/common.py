@@ -84,6 +84,19 @@ def noise_estimate(editor: Any, output: Tensor, z_t: Tensor, time: float) -> Ten
     return z_t + a * output
 
 
+def clean_estimate(editor: Any, output: Tensor, z_t: Tensor, time: float) -> Tensor:
+    """ẑ from what the network says: (z_t − √(1−ā) ε̂)/√ā (DDPM, eq. 4, solved for the clean latent; DDIM, eq. 9);
+    √ā z_t − √(1−ā) v̂ (Salimans & Ho 2022, appendix D); ẑ itself; z_σ − σ v̂ for a flow with v = n − z."""
+    a, b = levels(editor, time)
+    if editor.prediction == "epsilon":
+        return (z_t - b * output) / a
+    if editor.prediction == "v_prediction":
+        return a * z_t - b * output
+    if editor.prediction == "sample":
+        return output
+    return z_t - b * output
+
+
 def inputs(
     editor: Any, x: Tensor, clean: Tensor, path: str
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip

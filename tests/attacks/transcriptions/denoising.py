@@ -14,6 +14,7 @@ from torch import Tensor
 from .common import (
     Step,
     add_noise,
+    clean_estimate,
     denoise,
     descend,
     gradients,
@@ -119,7 +120,7 @@ def mist_step(
     MSE(z, z_T) − 0.61·MSE; z_T = s·E(target picture).
 
     Args:
-        target: (1, 3, H, W). mode: "fused", or either term alone.
+        target: (1, 3, H, W). mode: "fused", or either term alone. path: of the denoising term.
     """
 
     def loss(i: int, x: Tensor) -> Tensor:
@@ -149,6 +150,7 @@ def ace_step(
     target: Tensor,
     of: str = "noise",
     fused: bool = False,
+    path: str = "both",
     alpha: float,
     eps: float,
 ) -> Step:
@@ -156,10 +158,14 @@ def ace_step(
     prediction is pulled to one pattern. ACE+ (`fused`) adds 100·MSE(z, z_T).
 
     Flow: MSE(n̂, z_T) with n̂ = z_σ + (1−σ) v̂ (of="noise"), or MSE(v̂, z_T) (of="velocity").
+
+    Args:
+        target: (1, 3, H, W). path: of the prediction: pixels through z_t ("lat"), through c ("cond") or "both"; the other
+            input is the clean picture's. ACE+'s second term is about the picture under attack on every path.
     """
 
     def loss(i: int, x: Tensor) -> Tensor:
-        z, c = inputs(editor, x, clean[i : i + 1], "both")
+        z, c = inputs(editor, x, clean[i : i + 1], path)
         time = model_time(editor, int(timestep[i]))
         z_t = add_noise(editor, z, time, noise[i : i + 1])
         out = denoise(editor, z_t, time, prompts[i], c)
@@ -167,7 +173,7 @@ def ace_step(
         z_target = editor.scaled(editor.latents(target)).detach()
         value = mean_square(predicted, z_target)
         if fused:
-            value = value + 100 * mean_square(z, z_target)
+            value = value + 100 * mean_square(editor.scaled(editor.latents(x)), z_target)
         return value
 
     return descend(loss, clean, delta, alpha=alpha, eps=eps)
@@ -181,6 +187,7 @@ def diffusionguard_step(
     *,
     noise: Tensor,
     steps: int = 4,
+    of: str = "output",
     alpha: float,
     eps: float,
 ) -> Step:
@@ -188,6 +195,10 @@ def diffusionguard_step(
     norm and not its square, t₁ the first timestep of a 4-step schedule, n pure noise that knows nothing of the picture.
 
     Flow: ‖v̂([n ‖ c], σ = 1)‖₂. Image-to-image has no c: ‖·‖₂ of the output at the first timestep, from z noised to it.
+
+    Args:
+        of: what has the norm: the network's "output" (ε̂ or v̂ as it comes), or the estimate behind it, n̂ ("noise") or ẑ
+            ("clean"), which depend on the denoiser's input too. For a flow from pure noise n̂ is n, whatever c is.
     """
 
     def loss(i: int, x: Tensor) -> Tensor:
@@ -196,6 +207,10 @@ def diffusionguard_step(
         n = noise[i : i + 1]
         start = n if c is not None else add_noise(editor, editor.scaled(editor.latents(x)), first, n)
         out = denoise(editor, start, first, prompts[i], c)
+        if of == "noise":
+            out = noise_estimate(editor, out, start, first)
+        if of == "clean":
+            out = clean_estimate(editor, out, start, first)
         return -((out**2).sum().sqrt())
 
     return descend(loss, clean, delta, alpha=alpha, eps=eps)

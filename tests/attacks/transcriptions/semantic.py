@@ -30,7 +30,8 @@ def step(
     The norm is a sum over the places of the map. A word of several tokens has the mean of its columns. No mask.
 
     Args:
-        times: the schedule. noise: (B, T, C, h, w), fresh for every t. columns: of the word, per picture.
+        times: the schedule. noise: (B, T, C, h, w), fresh for every t. columns: of the word, per picture. path: by which
+            pixels reach the map: z_t ("lat"), c ("cond") or "both"; the other input is the clean picture's.
     """
     losses = torch.zeros(len(clean), dtype=clean.dtype)
     g = torch.zeros_like(clean)

@@ -41,9 +41,20 @@ def layer_outputs(
 
 
 def norm_term(features: Tensor, original: Tensor, reduction: str, norm: str = "l1") -> Tensor:
-    """Eq. 5: ‖φ‖₁ (a sum), or its mean, or its mean over that of the clean features; "frobenius" as the introduction says."""
+    """Eq. 5: ‖φ‖₁ (a sum), or its mean, or its mean over that of the clean features.
+
+    "frobenius", as the introduction says: ‖φ‖_F = √Σφ², or over √(element count), which is the root mean square, or over
+    the clean features' ‖φ‖_F.
+    """
     if norm == "frobenius":
-        return (features**2).sum().sqrt()
+        size = (features**2).sum().sqrt()
+        if reduction == "paper":
+            return size
+        if reduction in ("mean_mean", "mean_sum"):
+            return size / features.numel() ** 0.5
+        if reduction == "relative":
+            return size / (original**2).sum().sqrt()
+        raise ValueError(reduction)
     if reduction == "paper":
         return features.abs().sum()
     if reduction in ("mean_mean", "mean_sum"):
@@ -54,12 +65,22 @@ def norm_term(features: Tensor, original: Tensor, reduction: str, norm: str = "l
 
 
 def dist_term(features: Tensor, original: Tensor, reduction: str, dist: str = "mse") -> Tensor:
-    """Eq. 4, "a distance metric (e.g., MSE)": a mean, or a sum, or a mean over the mean square of the clean features."""
+    """Eq. 4, "a distance metric (e.g., MSE)": a mean, or a sum, or a mean over the mean square of the clean features.
+
+    "l1": |Δφ| in the place of Δφ², so "relative" is mean|Δφ| over mean|φ_clean|. "cosine": 1 − cos, which has no reduction.
+    """
     if dist == "cosine":
         dot = (features * original).sum()
         return 1 - dot / ((features**2).sum().sqrt() * (original**2).sum().sqrt())
     if dist == "l1":
-        return (features - original).abs().mean()
+        sizes = (features - original).abs()
+        if reduction in ("paper", "mean_mean"):
+            return sizes.sum() / sizes.numel()
+        if reduction == "mean_sum":
+            return sizes.sum()
+        if reduction == "relative":
+            return sizes.mean() / original.abs().mean()
+        raise ValueError(reduction)
     squares = (features - original) ** 2
     if reduction in ("paper", "mean_mean"):
         return squares.sum() / squares.numel()
@@ -80,7 +101,7 @@ def step(
     noise: Tensor,
     clean_noise: Tensor | None = None,
     layers: Sequence[str],
-    lam: float = 0.1,
+    lam: float | None = None,
     reduction: str = "paper",
     norm: str = "l1",
     dist: str = "mse",
@@ -93,7 +114,10 @@ def step(
 
     Args:
         times: T, the editor's own timesteps. noise: (B, T, C, h, w), n_t. clean_noise: of the cached features, where it differs.
+            lam: the paper's 0.1 where it is not given, but 1 where both terms are relative.
     """
+    if lam is None:
+        lam = 1.0 if reduction == "relative" else 0.1
     cached_noise = noise if clean_noise is None else clean_noise
     g = torch.zeros_like(clean)
     losses = torch.zeros(len(clean), dtype=clean.dtype)
