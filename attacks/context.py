@@ -103,6 +103,7 @@ class Context:
         editor: the white-box editor. clean: (B, 3, H, W) in [0, 1], never changed. prompts: B edit prompts.
         draws: all randomness. rows: the most denoiser rows (image × timestep) in one pass.
         iteration: 0-based; iterations: how many there will be.
+        loss_scale: losses are multiplied by it before each backward pass, and gradients divided (float16 underflow).
         cache: an objective's own clean features and the like, filled in `prepare`.
     """
 
@@ -113,6 +114,7 @@ class Context:
     rows: int = 16
     iteration: int = 0
     iterations: int = 1
+    loss_scale: float = 1.0
     cache: dict[str, Any] = field(default_factory=dict)
     _text: dict[tuple[str, ...], Any] = field(default_factory=dict)
     _clean: Encoded | None = None
@@ -131,6 +133,7 @@ class Context:
             rows=self.rows,
             iteration=self.iteration,
             iterations=self.iterations,
+            loss_scale=self.loss_scale,
         )
 
     def text(self, repeats: int = 1) -> Any:

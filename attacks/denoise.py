@@ -12,6 +12,7 @@ takes off no shift when it encodes and adds none when it decodes.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -25,7 +26,7 @@ from .context import Context, Encoded, undefined
 
 __all__ = [
     "PATHS", "TRAIN_STEPS", "Path", "clean_estimate", "coefficients", "denoising_loss", "draw_timestep", "draw_timestep_noise", "first_timestep", "mean_square",
-    "noise_estimate", "noisy_and_condition", "prediction_kind", "schedule", "sigma_of", "takes_condition", "trajectory", "usable_path", "with_path",
+    "noise_estimate", "noisy_and_condition", "prediction_kind", "schedule", "scheduler_steps", "sigma_of", "takes_condition", "trajectory", "usable_path", "with_path",
 ]  # fmt: skip
 
 #: How the pixels reach the loss: the noisy latent and the condition, one of them, or the condition with z_t from a clean edit.
@@ -99,6 +100,32 @@ def schedule(editor: WhiteBoxEditor, steps: int | None = None) -> Tensor:
 def first_timestep(editor: WhiteBoxEditor, steps: int | None = None) -> float:
     """The noisiest timestep that an edit visits; img2img editors start below pure noise."""
     return float(schedule(editor, steps)[0])
+
+
+def scheduler_steps(editor: WhiteBoxEditor, count: int) -> int:
+    """The scheduler's steps of an edit that runs `count` of them.
+
+    More than `count` where an image-to-image editor runs only the share of its strength: of 4 scheduler steps at strength
+    0.3 one would be left, at almost no noise, which is no edit.
+
+    Raises:
+        UsageError: no number of steps leaves so many.
+    """
+    strength = editor.traits.strength
+    if strength is None or strength >= 1:
+        return count
+    least = max(1, math.floor(count / strength))  # families round the share down or up
+    for steps in (least, least + 1, least + 2):
+        try:
+            found = len(editor.timesteps(steps))
+        except UsageError:  # the share of so few leaves none
+            continue
+        if found >= count:
+            return steps
+    raise UsageError(
+        f"steps={count}: {editor.name!r} runs a share of {strength:g} of its scheduler's steps, and no number of them leaves "
+        f"{count}; give it a higher strength, or fewer steps"
+    )
 
 
 def draw_timestep(context: Context, low: int = 0, high: int = TRAIN_STEPS - 1, *, name: str = "timestep") -> Tensor:
@@ -205,7 +232,8 @@ def trajectory(context: Context, times: Tensor, noise: Tensor) -> list[Tensor]:
     """The noisy latents that a clean edit passes at `times`, [(B, C, h, w)] in their order.
 
     A deterministic walk (DDIM with η = 0; the same formula is Euler's step for flow) over the editor's own schedule,
-    conditional branch only, z' = a'·ẑ + b'·n̂, from `noise` (B, C, h, w): pure noise where the image is a condition.
+    conditional branch only (no guidance, which a sampled edit has), z' = a'·ẑ + b'·n̂, from `noise` (B, C, h, w): pure noise
+    where the image is a condition.
     """
     editor, clean = context.editor, context.clean_encoded()
     steps = schedule(editor)

@@ -11,7 +11,7 @@ from torch import Tensor
 from isr.protocols import Editor, WhiteBoxEditor
 
 from .context import Context
-from .denoise import mean_square
+from .denoise import mean_square, scheduler_steps
 from .factory import PAPER, attack
 from .objective import Objective
 from .short_edit import check_recompute, short_edit
@@ -31,7 +31,7 @@ class EndToEnd(Objective):
     iteration: 1 encoder, K guided denoiser and 1 decoder pass with gradient, and K more denoiser passes where they are recomputed.
 
     Options:
-        steps: K, of which an img2img editor runs the share of its strength. noise: "fixed" or "fresh". recompute: each
+        steps: K, denoiser passes; an image-to-image editor's run from its strength on. noise: "fixed" or "fresh". recompute: each
             denoiser pass during backward, so that memory does not grow with K; False is faster where memory is ample.
     """
 
@@ -51,6 +51,7 @@ class EndToEnd(Objective):
     def check(self, editor: Editor | None) -> WhiteBoxEditor:
         inside = super().check(editor)
         check_recompute(inside, self.recompute)
+        scheduler_steps(inside, self.steps)
         return inside
 
     @property
@@ -63,7 +64,9 @@ class EndToEnd(Objective):
     def _draw(self, context: Context) -> None:
         seeds = context.draws.integer("rollout_seed", 0, 2**31 - 1).tolist()
         with torch.no_grad():
-            clean = context.editor.rollout(context.clean, context.prompts, self.steps, seeds=seeds)
+            clean = short_edit(
+                context.clean, context, context.prompts, self.steps, seeds=seeds, recompute=self.recompute
+            )
         context.cache |= {"seeds": seeds, "clean": clean}
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:

@@ -1,33 +1,33 @@
 """Bounded memory: a loss that is a sum over parts (timesteps) is evaluated and differentiated part by part.
 
 Only one part's activations exist at a time; the encoder in front of the parts is run, and walked back through, once. The
-gradient is that of the plain sum (tested against it).
+gradient is that of the plain sum (tested against it). Where memory runs out all the same, the error says what to change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["sum_parts"]
+from isr.errors import IsrError
+
+__all__ = ["memory_advice", "sum_parts"]
 
 #: Part k on the given tensors → losses (K, B): K objectives of B images.
 Part = Callable[..., Tensor]
 _HALF = (torch.float16, torch.bfloat16)
-_SCALE = 2.0**16  # keeps small feature gradients above half precision's smallest number; divided out again
 
 
 class _SumParts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Part, count: int, *tensors: Tensor) -> Tensor:
-        wanted = ctx.needs_input_grad[2:]
+    def forward(ctx: Any, part: Part, count: int, scale: float, *tensors: Tensor) -> Tensor:
+        wanted = ctx.needs_input_grad[3:]
         total: Tensor | None = None
         grads: list[list[Tensor | None]] = []  # per objective, per tensor
-        half = any(t.dtype in _HALF for t in tensors)
-        scale = _SCALE if half or torch.is_autocast_enabled(tensors[0].device.type) else 1.0
         for k in range(count):
             with torch.enable_grad():
                 leaves = [
@@ -67,7 +67,7 @@ class _SumParts(torch.autograd.Function):
         for want, dtype in zip(ctx.wanted, ctx.dtypes, strict=True):
             g = next(live) if want else None
             out.append(None if g is None else g.to(dtype))
-        return (None, None, *out)
+        return (None, None, None, *out)
 
 
 def _add(grads: list[list[Tensor | None]], j: int, found: Sequence[Tensor | None]) -> None:
@@ -80,7 +80,7 @@ def _add(grads: list[list[Tensor | None]], j: int, found: Sequence[Tensor | None
             grads[j][i] = g if held is None else held + g
 
 
-def sum_parts(part: Part, count: int, *tensors: Tensor) -> Tensor:
+def sum_parts(part: Part, count: int, *tensors: Tensor, scale: float = 1.0) -> Tensor:
     """Σ_k part(k, *tensors) with the memory of one part.
 
     Args:
@@ -88,6 +88,8 @@ def sum_parts(part: Part, count: int, *tensors: Tensor) -> Tensor:
             without batch statistics). It must give the same value when called again.
         count: number of parts, ≥ 1.
         tensors: (B, …) each; gradients flow to those that require them.
+        scale: what a caller multiplies the loss by before its backward pass. Parts are differentiated in the forward pass,
+            before that factor is known to autograd; given here it lifts their gradients too, and is divided out of them.
 
     Returns:
         (K, B); differentiable once.
@@ -96,4 +98,16 @@ def sum_parts(part: Part, count: int, *tensors: Tensor) -> Tensor:
         return part(0, *tensors)
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
         return torch.stack([part(k, *tensors) for k in range(count)]).sum(dim=0)
-    return _SumParts.apply(part, count, *tensors)  # type: ignore[no-any-return,no-untyped-call]
+    return _SumParts.apply(part, count, scale, *tensors)  # type: ignore[no-any-return,no-untyped-call]
+
+
+@contextmanager
+def memory_advice(what: str) -> Iterator[None]:
+    """Turns the device's out-of-memory error into one that says what to change. what: "sifm on ip2p"."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise IsrError(
+            f"{what} ran out of device memory ({str(error).splitlines()[0][:160]}). Try, in this order: batch_size=1, rows=1 (one "
+            "denoiser row at a time), an editor loaded with checkpointing=True, precision='bfloat16', a smaller size="
+        ) from error

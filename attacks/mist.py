@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isr.protocols import Editor, WhiteBoxEditor
 
-from .context import Context
+from .context import Context, require
 from .denoise import PATHS, denoising_loss, draw_timestep_noise, mean_square, usable_path, with_path
 from .factory import PAPER, attack
 from .objective import Objective
@@ -42,7 +42,7 @@ class Mist(Objective):
     """
 
     method: ClassVar[str] = "mist"
-    needs: ClassVar[tuple[str, ...]] = ("latents", "scaled", "condition", "embed", "timesteps", "noisy", "predict")
+    needs: ClassVar[tuple[str, ...]] = ("latents", "scaled")
 
     mode: Mode = "fused"
     weight: float = 1e4 / 16384
@@ -62,7 +62,10 @@ class Mist(Objective):
 
     def check(self, editor: Editor | None) -> WhiteBoxEditor:
         inside = super().check(editor)
-        return inside if self.mode == "texture" else with_path(self.method, inside, self.path)
+        if self.mode == "texture":
+            return inside
+        require(self.method, inside, ("condition", "embed", "timesteps", "noisy", "predict"))
+        return with_path(self.method, inside, self.path)
 
     def prepare(self, context: Context) -> None:
         editor, cache = context.editor, context.cache

@@ -60,6 +60,9 @@ class Objective:
         """The editor, or the error that says why this method, with these options, is not defined for it."""
         return require(self.method, editor, self.needs)
 
+    def check_prompts(self, editor: WhiteBoxEditor, prompts: Sequence[str]) -> None:
+        """Raises UsageError for a prompt that this method, with these options, cannot use. Asked for all prompts before anything is made."""
+
     def members(self, editor: WhiteBoxEditor) -> Sequence[WhiteBoxEditor]:
         """Every editor that will see the pictures, the given one first."""
         return (editor,)
@@ -79,9 +82,8 @@ class Objective:
             raise UsageError(
                 f"{type(self).__name__} must return losses of shape ({len(x)},), not {tuple(losses.shape)}"
             )
-        scale = float(context.cache.get("loss_scale", 1.0))
-        (found,) = torch.autograd.grad(losses.sum() * scale, x)
-        return losses.detach(), found / scale
+        (found,) = torch.autograd.grad(losses.sum() * context.loss_scale, x)
+        return losses.detach(), found / context.loss_scale
 
 
 def value_and_gradient(objective: Objective, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:

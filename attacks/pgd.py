@@ -48,6 +48,7 @@ from isr.protocols import Editor, WhiteBoxEditor
 
 from .checkpoint import Checkpoint, fingerprint
 from .context import Context, Draws, Given
+from .memory import memory_advice
 from .objective import Objective, value_and_gradient
 from .settings import PGDSettings
 from .steps import Moments, clip_pixels, descend, first_delta, project
@@ -59,6 +60,8 @@ __all__ = ["PGD", "PGDResult", "Progress", "StepResult", "one_step", "to_tensor"
 READ_EVERY = 10
 #: Iterations at least in a window whose mean loss `patience` looks at, where single losses are random.
 WINDOW = 10
+#: Loss scales of float16 where none is given: the first, the lowest, and what a gradient that overflows divides it by.
+FIRST_SCALE, LEAST_SCALE, SCALE_STEP = 2.0**16, 2.0**-16, 16.0
 Mask = PIL.Image.Image | npt.NDArray[Any]
 
 
@@ -224,6 +227,10 @@ class PGD:
         """The editor, or the UsageError that says why this method is not defined for it (asked before anything is made)."""
         return self.objective.check(editor)
 
+    def check_prompts(self, editor: WhiteBoxEditor, prompts: Sequence[str | None]) -> None:
+        """Raises UsageError for a prompt that this method cannot use (asked before anything is made); None is the empty prompt."""
+        self.objective.check_prompts(editor, [prompt or "" for prompt in prompts])
+
     def immunize(
         self,
         images: Sequence[PIL.Image.Image],
@@ -262,6 +269,7 @@ class PGD:
         inside = self.check(editor)
         _lengths(images, prompts, seeds, masks)
         _sizes(images, inside, self.objective.members(inside))
+        self.check_prompts(inside, prompts)
         greys = (
             None
             if masks is None
@@ -299,6 +307,7 @@ class _Batch:
         self.images = list(images)
         self.clean = to_tensor(self.images, editor.device)
         self.mask = None if masks is None else _mask_tensor(masks, self.clean)
+        self.lowers_scale = attack.pgd.precision == "float16" and attack.pgd.loss_scale is None
         self.context = Context(
             editor=editor,
             clean=self.clean,
@@ -306,8 +315,8 @@ class _Batch:
             draws=Draws(seeds),
             rows=attack.pgd.rows,
             iterations=attack.pgd.iterations,
+            loss_scale=attack.pgd.loss_scale or (FIRST_SCALE if self.lowers_scale else 1.0),
         )
-        self.context.cache["loss_scale"] = attack.pgd.loss_scale
         self.moments: Moments | None = None
         self.histories: list[list[float]] = [[] for _ in members]
         self.best = [float("inf")] * len(members)
@@ -325,7 +334,7 @@ class _Batch:
         # The start comes first from each generator, then what the objective fixes, then one iteration after the other.
         delta = first_delta(self.clean, settings, context.draws)
         delta, x = clip_pixels(self._masked(delta), self.clean, settings)
-        with self._precision():
+        with self._precision(), memory_advice(f"{attack.name} on {self.editor.name}"):
             attack.objective.prepare(context)
         first = 0
         if store is not None and (held := store.load()) is not None:
@@ -377,8 +386,7 @@ class _Batch:
         repeats = self.attack.pgd.grad_reps
         losses = gradient = None
         for _ in range(repeats):
-            with self._precision():
-                value, grad = value_and_gradient(self.attack.objective, x, self.context)
+            value, grad = self._evaluate(x)
             losses = value if losses is None else losses + value
             gradient = grad if gradient is None else gradient + grad
         if losses is None or gradient is None:
@@ -396,6 +404,22 @@ class _Batch:
                 stacklevel=2,
             )
         return losses, gradient
+
+    def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(losses, gradient). In float16 a gradient that overflows is made again from the same draws, with a lower scale."""
+        context, drawn = self.context, self.context.draws.state() if self.lowers_scale else None
+        while True:
+            with self._precision(), memory_advice(f"{self.attack.name} on {self.editor.name}"):
+                losses, gradient = value_and_gradient(self.attack.objective, x, context)
+            if (
+                drawn is None
+                or context.loss_scale <= LEAST_SCALE
+                or bool(torch.isfinite(gradient).all())
+                or not bool(torch.isfinite(losses).all())
+            ):
+                return losses, gradient
+            context.draws.restore(drawn)
+            context.loss_scale /= SCALE_STEP
 
     def _read(self) -> tuple[float, ...]:
         """Losses of the iterations since the last reading, into the histories, with one wait for the device; the last ones."""
@@ -450,7 +474,10 @@ class _Batch:
         if self.moments is not None:
             tensors |= {"first_moment": self.moments[0], "second_moment": self.moments[1]}
         best = [None if b == float("inf") else b for b in self.best]
-        state = {"histories": self.histories, "best": best, "stale": self.stale, "window": self.window}
+        state = {
+            "histories": self.histories, "best": best, "stale": self.stale, "window": self.window,
+            "loss_scale": self.context.loss_scale,
+        }  # fmt: skip
         store.save(tensors, {"iteration": iteration, **state})
 
     def _resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> tuple[Tensor, int]:
@@ -459,6 +486,7 @@ class _Batch:
         if "first_moment" in tensors:
             self.moments = (tensors["first_moment"].to(like.device), tensors["second_moment"].to(like.device))
         self.histories = [list(h) for h in state["histories"]]
+        self.context.loss_scale = float(state.get("loss_scale", self.context.loss_scale))
         if state.get("window", 1) == self.window:  # else the best loss is none of these means: patience begins anew
             self.best = [float("inf") if b is None else b for b in state["best"]]
             self.stale = list(state["stale"])

@@ -12,6 +12,7 @@ from torch import Tensor
 from isr.protocols import Editor, WhiteBoxEditor
 
 from .context import Context
+from .denoise import scheduler_steps
 from .factory import PAPER, attack
 from .objective import Objective
 from .short_edit import check_recompute, short_edit
@@ -31,12 +32,13 @@ class PhotoGuardDiffusion(Objective):
     1 encoder, K guided denoiser passes (2 or 3 rows each) and 1 decoder pass with gradient, and K more denoiser passes
     where they are recomputed. By far the slowest method.
 
-    Ours differs: the edit is the editor's own (`rollout`: its scheduler and guidance; of an img2img editor's K scheduler steps
-    only the share of its strength runs) instead of an inpainting pipeline; no hole in the anchor; `prompt="own"` in the paper preset, as the SIFM paper makes
-    perturbations with the edit's prompt; one gradient per iteration there.
+    Ours differs: the edit is the editor's own (`rollout`: its scheduler and guidance; an image-to-image editor's K passes run
+    from its strength on, so of more scheduler steps) instead of an inpainting pipeline; no hole in the anchor;
+    `prompt="own"` in the paper preset, as the SIFM paper makes perturbations with the edit's prompt; one gradient per
+    iteration there.
 
     Options:
-        steps: K. prompt: "own" or "empty". target: "grey", "tile" or a picture. recompute: each denoiser pass during
+        steps: K, denoiser passes. prompt: "own" or "empty". target: "grey", "tile" or a picture. recompute: each denoiser pass during
             backward, so that memory does not grow with K; False is faster where memory is ample.
     """
 
@@ -58,6 +60,7 @@ class PhotoGuardDiffusion(Objective):
     def check(self, editor: Editor | None) -> WhiteBoxEditor:
         inside = super().check(editor)
         check_recompute(inside, self.recompute)
+        scheduler_steps(inside, self.steps)
         return inside
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:

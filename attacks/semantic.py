@@ -13,7 +13,7 @@ from isr.errors import UsageError
 from isr.protocols import Editor, WhiteBoxEditor
 
 from .context import Context, Encoded, undefined
-from .denoise import PATHS, Path, noisy_and_condition, schedule, usable_path, with_path
+from .denoise import PATHS, Path, noisy_and_condition, schedule, scheduler_steps, usable_path, with_path
 from .factory import PAPER, attack
 from .memory import sum_parts
 from .objective import Objective
@@ -40,7 +40,7 @@ class Semantic(Objective):
     Options:
         words: the word per prompt ({prompt: word}, with an entry for each) or one word for all; None: every content token of
             the prompt.
-        columns: text columns (at least one) to use for all pictures, instead of words. count: |T|, over the editor's whole schedule.
+        columns: text columns (at least one) to use for all pictures, instead of words. count: |T|, over all that an edit visits.
         path: as for sifm, without "trajectory".
     """
 
@@ -67,13 +67,18 @@ class Semantic(Objective):
         inside = with_path(self.method, super().check(editor), self.path)
         if self.columns is None and not callable(getattr(inside, "word_columns", None)):
             raise undefined("semantic without columns=", inside, "it has no word_columns(prompt, word)")
+        scheduler_steps(inside, self.count)
         return inside
+
+    def check_prompts(self, editor: WhiteBoxEditor, prompts: Sequence[str]) -> None:
+        for prompt in dict.fromkeys(prompts):
+            self._columns(editor, prompt)
 
     def prepare(self, context: Context) -> None:
         cache = context.cache
         cache["path"] = usable_path(context, self.path)
-        cache["times"] = schedule(context.editor, self.count)
-        chosen = [self._columns(context, prompt) for prompt in context.prompts]
+        cache["times"] = schedule(context.editor, scheduler_steps(context.editor, self.count))
+        chosen = [self._columns(context.editor, prompt) for prompt in context.prompts]
         cache["union"] = sorted({c for columns in chosen for c in columns})
         # (B, columns): each picture's own columns, weights that sum to 1.
         weights = torch.zeros(len(chosen), len(cache["union"]))
@@ -82,7 +87,7 @@ class Semantic(Objective):
                 weights[i, cache["union"].index(column)] = 1 / len(columns)
         cache["weights"] = weights.to(context.clean)
 
-    def _columns(self, context: Context, prompt: str) -> Sequence[int]:
+    def _columns(self, editor: Any, prompt: str) -> Sequence[int]:
         if self.columns is not None:
             return self.columns
         word = self.words
@@ -93,8 +98,7 @@ class Semantic(Objective):
                     "(an entry None stands for all content tokens of its prompt)"
                 )
             word = word[prompt]
-        editor: Any = context.editor  # word_columns is no part of the protocol; `check` has seen it
-        columns: Sequence[int] = editor.word_columns(prompt, word)
+        columns: Sequence[int] = editor.word_columns(prompt, word)  # no part of the protocol; `check` has seen it
         if not columns:
             raise UsageError(
                 f"semantic needs a prompt with at least one word, not {prompt!r}: give prompts, or columns="
@@ -122,7 +126,7 @@ class Semantic(Objective):
 
         shared = encoded.cond is None or encoded.cond is encoded.raw
         leaves = (encoded.raw,) if shared or encoded.cond is None else (encoded.raw, encoded.cond)
-        (loss,) = sum_parts(of_part, len(parts), *leaves).unbind(0)
+        (loss,) = sum_parts(of_part, len(parts), *leaves, scale=context.loss_scale).unbind(0)
         return loss
 
 

@@ -40,7 +40,8 @@ class PGDSettings:
             without a better mean, each of at least 10 iterations and whole turns of the pool (deterministic: one turn).
         batch_size: pictures at once. rows: the most denoiser rows (picture × timestep) per pass.
         precision: of the networks, by autocast; δ, pixels and gradients are float32 always.
-        loss_scale: the loss is multiplied by it before the backward pass and the gradient divided (float16 underflow).
+        loss_scale: the loss is multiplied by it before the backward pass and the gradient divided, so that small gradients
+            outlive float16. None: 1, and with precision "float16" 2¹⁶, lowered where a gradient overflows.
     """
 
     eps: float = 0.03
@@ -58,7 +59,7 @@ class PGDSettings:
     batch_size: int = 4
     rows: int = 16
     precision: Precision = "float32"
-    loss_scale: float = 1.0
+    loss_scale: float | None = None
 
     def __post_init__(self) -> None:
         own_numbers(self)
@@ -68,7 +69,7 @@ class PGDSettings:
         for name, allowed in choices.items():
             one_of(get_args(allowed), **{name: getattr(self, name)})
         at_least(0, tolerance=self.tolerance)
-        for name in ("alpha", "start_radius", "loss_scale"):
+        for name in ("alpha", "start_radius", *(() if self.loss_scale is None else ("loss_scale",))):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise UsageError(f"{name} must be a positive number, not {value!r}")

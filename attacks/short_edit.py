@@ -1,4 +1,4 @@
-"""The short differentiable edit that two attacks look at, with or without recomputing its passes."""
+"""The short differentiable edit that two attacks look at: K denoiser passes, recomputed during backward or not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from isr.errors import UsageError
 from isr.protocols import WhiteBoxEditor
 
 from .context import Context
+from .denoise import scheduler_steps
 
 __all__ = ["check_recompute", "short_edit"]
 
@@ -18,9 +19,14 @@ __all__ = ["check_recompute", "short_edit"]
 def short_edit(
     x: Tensor, context: Context, prompts: Sequence[str], steps: int, *, seeds: Sequence[int], recompute: bool
 ) -> Tensor:
-    """Pixels (B, 3, H, W) of the editor's `rollout`. recompute: each denoiser pass during backward, as editors do unless told."""
+    """Pixels (B, 3, H, W) of an edit of `steps` denoiser passes, by the editor's `rollout`.
+
+    recompute: each pass during backward, as editors do unless told.
+    """
+    if "scheduler_steps" not in context.cache:
+        context.cache["scheduler_steps"] = scheduler_steps(context.editor, steps)
     kept = {} if recompute else {"checkpoint": False}
-    return context.editor.rollout(x, prompts, steps, seeds=seeds, **kept)
+    return context.editor.rollout(x, prompts, context.cache["scheduler_steps"], seeds=seeds, **kept)
 
 
 def check_recompute(editor: WhiteBoxEditor, recompute: bool) -> None:

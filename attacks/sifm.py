@@ -51,7 +51,7 @@ class SIFM(Objective):
     edit's own prompt are the paper's; α, T, layers, Dist, reductions, noise and guidance are not stated, so each reading
     is an option here. Random: n_t, drawn once (default). Cost per iteration: 1 encoder pass and |T| denoiser passes, cut
     off after the deepest layer, both with gradient; one pass of each at the start. All timesteps share one encoder pass:
-    the gradient is that of Algorithm 1's loop. `path="trajectory"` adds a clean edit without gradient, K further full
+    the gradient is that of Algorithm 1's loop. `path="trajectory"` adds a clean edit without guidance and gradient, K further full
     denoiser passes, K + 1 being the steps of the editor's schedule down to the last of T (default: the first 60 % of it: 60 of
     100 steps, so K = 59): once at the start, or with fresh noise, which begins another edit, in every iteration.
 
@@ -74,7 +74,7 @@ class SIFM(Objective):
         timesteps: the timesteps themselves (image-to-image: none above that at which an edit begins), or None: `count` of
             them over the first `fraction` of the editor's schedule; a warning where that holds fewer.
         path: how pixels reach z_t and the condition: "both", "lat", "cond" (z_t from the clean latent) or "trajectory" (z_t
-            of a clean edit run).
+            of a clean edit run, without guidance).
         noise: "fixed" (one n_t for clean and immunized, always); "fresh_both" (new in each iteration, clean features anew:
             one more forward pass); "fresh_imm" (new, against cached clean features: a noise floor in Dist).
 
@@ -279,7 +279,7 @@ class SIFM(Objective):
             cond = None if encoded.cond is None else given[-1]
             return self._terms(context, parts[k], k, Encoded(given[0], cond))
 
-        return sum_parts(of_part, len(parts), *leaves)
+        return sum_parts(of_part, len(parts), *leaves, scale=context.loss_scale)
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         norm, dist = self._norm_and_dist(x, context).unbind(0)
@@ -290,9 +290,9 @@ class SIFM(Objective):
         if self.reduction != "grad_balanced" or self.terms != "both":
             return super().gradient(x, context)
         norm, dist = self._norm_and_dist(x, context).unbind(0)
-        scale = float(context.cache.get("loss_scale", 1.0))  # divided out by the balance itself
-        (g_norm,) = torch.autograd.grad(norm.sum() * scale, x, retain_graph=True)
-        (g_dist,) = torch.autograd.grad(dist.sum() * scale, x)
+        # The scale is divided out by the balance itself.
+        (g_norm,) = torch.autograd.grad(norm.sum() * context.loss_scale, x, retain_graph=True)
+        (g_dist,) = torch.autograd.grad(dist.sum() * context.loss_scale, x)
         return (norm - self.weight * dist).detach(), unit(g_norm) - self.weight * unit(g_dist)
 
 

@@ -41,6 +41,9 @@ class _Wrapper(Objective):
     def check(self, editor: Editor | None) -> WhiteBoxEditor:
         return self.inner.check(editor)
 
+    def check_prompts(self, editor: WhiteBoxEditor, prompts: Sequence[str]) -> None:
+        self.inner.check_prompts(editor, prompts)
+
     def members(self, editor: WhiteBoxEditor) -> Sequence[WhiteBoxEditor]:
         return self.inner.members(editor)
 
@@ -112,12 +115,11 @@ class _Members(_Wrapper):
     def prepare(self, context: Context) -> None:
         children = self._children(context)
         for child in children:
-            child.cache["loss_scale"] = context.cache.get("loss_scale", 1.0)
             self.inner.prepare(child)
         context.cache["children"] = children
 
     def _of(self, child: Context, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        child.iteration, child.iterations = context.iteration, context.iterations
+        child.iteration, child.iterations, child.loss_scale = context.iteration, context.iterations, context.loss_scale
         at = x.detach().to(child.editor.device).requires_grad_(True)
         losses, gradient = self.inner.gradient(at, child)
         return losses.to(x.device), gradient.to(x)
@@ -150,6 +152,9 @@ class PromptPool(_Members):
     def cycle(self) -> int:
         turns = len(self.prompts) + self.own if self.mode == "cycle" else 1
         return math.lcm(turns, self.inner.cycle)
+
+    def check_prompts(self, editor: WhiteBoxEditor, prompts: Sequence[str]) -> None:
+        self.inner.check_prompts(editor, [*(prompts if self.own else ()), *self.prompts])
 
     def _children(self, context: Context) -> list[Context]:
         own = [context.child()] if self.own else []
@@ -194,6 +199,10 @@ class EditorEnsemble(_Members):
         for other in self.editors:
             self.inner.check(other)
         return self.inner.check(editor)
+
+    def check_prompts(self, editor: WhiteBoxEditor, prompts: Sequence[str]) -> None:
+        for member in (editor, *self.editors):
+            self.inner.check_prompts(member, prompts)
 
     def members(self, editor: WhiteBoxEditor) -> Sequence[WhiteBoxEditor]:
         return [m for one in (editor, *self.editors) for m in self.inner.members(one)]

@@ -21,7 +21,17 @@ from .perturbation import Budget, Perturbation, fit, measure, pixels, share_of, 
 from .protocols import Editor, Immunizer
 from .working import Size, carry_over, check_size, resized, working_size
 
-__all__ = ["NO_MASKS", "Immunized", "OverBudget", "immunize", "protect", "takes_masks", "warn_unchanged", "why_still"]
+__all__ = [
+    "NO_MASKS",
+    "Immunized",
+    "OverBudget",
+    "check_defined",
+    "immunize",
+    "protect",
+    "takes_masks",
+    "warn_unchanged",
+    "why_still",
+]
 
 OverBudget = Literal["rounding", "project", "raise"]
 NO_MASKS = "takes no masks (its immunize has no argument named masks); leave masks out or use another attack"
@@ -120,6 +130,7 @@ def immunize(
     if masks is not None:
         given = _per_image("masks", masks, originals)
         greys = [mask_for(originals[k], m, f"masks[{k}]") for k, m in enumerate(given)]
+    check_defined(immunizer, made, texts)
     names = [f"images[{k}]" for k in range(len(originals))]
     found = protect(
         originals, texts, numbers, names, immunizer=immunizer, editor=made, masks=None if masks is None else greys, size=size,
@@ -130,6 +141,19 @@ def immunize(
     ]
     warn_unchanged(immunizer, still, len(names), found.budget, stacklevel=3)
     return found
+
+
+def check_defined(immunizer: Immunizer, editor: Editor | None, prompts: Sequence[str | None]) -> None:
+    """Asks an immunizer that can say so whether it is defined for the editor and can use all prompts (its `check` and
+    `check_prompts`), before anything is made.
+
+    Raises:
+        UsageError: from the immunizer, which says why not.
+    """
+    if callable(check := getattr(immunizer, "check", None)):
+        check(editor)
+    if callable(check := getattr(immunizer, "check_prompts", None)):
+        check(editor, prompts)
 
 
 def protect(

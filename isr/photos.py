@@ -24,7 +24,7 @@ import PIL.PngImagePlugin
 from .errors import IntegrityError, Problem, ProblemsError, UsageError
 from .images import ImageRef, as_image, check_images
 from .images.arrays import pixel_digest
-from .immunization import NO_MASKS, protect, takes_masks, warn_unchanged, why_still
+from .immunization import NO_MASKS, check_defined, protect, takes_masks, warn_unchanged, why_still
 from .making import make_attack, make_editor
 from .masks import grey_mask
 from .perturbation import Budget, verify
@@ -121,8 +121,7 @@ def immunize_photos(
     if masks is not None and not takes_masks(immunizer):
         raise UsageError(f"{immunizer.name} {NO_MASKS}")
     made = None if editor is None else make_editor(editor, **({} if device is None else {"device": device}))
-    if callable(check := getattr(immunizer, "check", None)):
-        check(made)
+    check_defined(immunizer, made, texts)
     check_size(size, made)
     budget = Budget.of(immunizer.settings())
     recorded = {

@@ -51,7 +51,7 @@ def miniworld_cases(
     done(f"edited {n} pictures without protection")
     cases = []
     for method, arm in METHODS.items():
-        # α as in the paper, where 100 steps of 1/255 cross a budget of 0.03 some thirteen times
+        # As far per budget as in the presets, where 100 steps of 1/255 cross 0.03 some thirteen times
         settings: dict[str, Any] = (
             {} if arm == "noise" else {"alpha": eps / 8, "iterations": iterations, "batch_size": n}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "editors"))
 pytest.importorskip("diffusers")
 import tiny
+from isr.attacks.denoise import scheduler_steps
 from isr.attacks.pgd import PGD, one_step, to_tensor
 from isr.attacks.sifm import SIFM
+from isr.attacks.wrappers import with_prompts
 from isr.editors import load_editor
 from toy import ToyEditor, pictures
 
+import isr
 from isr.errors import UsageError
+from isr.photos import immunize_photos
 from isr.registry import ATTACKS
 
 METHODS = tuple(p.name for p in ATTACKS.list() if p.name != "noise")
@@ -31,7 +36,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "sd3-instruct": ("ultraedit-sd3", {}),
     "kontext": ("kontext", {}),
 }
-#: Their kin, with one method for each of the surfaces features, attention and predict.
+#: Their kin.
 KIN: dict[str, tuple[str, dict[str, Any]]] = {
     "sdxl-ip2p": ("sdxl-ip2p", {}),
     "sdxl-img2img": ("sdxl", {}),
@@ -39,8 +44,7 @@ KIN: dict[str, tuple[str, dict[str, Any]]] = {
     "sd3-instruct-masked": ("ultraedit-sd3", {"mask": True}),
 }
 PAIRS = [
-    *((family, name) for family in FAMILIES for name in METHODS),
-    *((family, name) for family in KIN for name in ("sifm", "semantic", "advdm")),
+    *((family, name) for family in (*FAMILIES, *KIN) for name in METHODS),
 ]
 PROMPTS = ["make the hat red"]
 
@@ -53,8 +57,7 @@ def editors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         def __missing__(self, name: str) -> Any:
             family, options = {**FAMILIES, **KIN}[name]
             folder = tiny.build(family, tmp_path_factory.mktemp(name), **options)
-            defaults = {"steps": 8, **({"strength": 0.6} if name == "sdxl-img2img" else {})}
-            made[name] = self[name] = load_editor(folder, device="cpu", resolution=32, defaults=defaults)
+            made[name] = self[name] = load_editor(folder, device="cpu", resolution=32, defaults={"steps": 8})
             return made[name]
 
     return Lazy()
@@ -79,7 +82,7 @@ def test_sifm_reads_any_layer_of_the_denoiser(editors: dict[str, Any]) -> None:
 def test_loss_falls(family: str, name: str, editors: dict[str, Any]) -> None:
     editor, options = editors[family], {}
     if name in ("photoguard-diffusion", "end-to-end"):
-        options["steps"] = 3  # 2 steps at strength 0.6 start an img2img edit at pure noise, without the picture
+        options["steps"] = 2
     if name == "semantic":
         options["count"] = 3
     attack = make(name, **options)
@@ -123,7 +126,11 @@ def test_sifm_encodes_once_per_iteration_and_stops_early(
         return encode(*args, **more)
 
     monkeypatch.setattr(editor.vae, "encode", counted)
-    handle = editor.denoiser.register_forward_pre_hook(lambda *_: calls.update(["denoiser"]))
+    last = list(editor.denoiser.children())[-1]  # the projection to the output
+    handles = [
+        editor.denoiser.register_forward_pre_hook(lambda *_: calls.update(["denoiser"])),
+        last.register_forward_pre_hook(lambda *_: calls.update(["last layer"])),
+    ]
     try:
         counts = []
         for iterations in (1, 3):
@@ -131,8 +138,10 @@ def test_sifm_encodes_once_per_iteration_and_stops_early(
             make("sifm", iterations=iterations).immunize(pictures(1, (32, 32)), PROMPTS, editor=editor, seeds=[0])
             counts.append(dict(calls))
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     assert counts[1]["denoiser"] - counts[0]["denoiser"] == 2, "one batched pass per iteration"
+    assert "last layer" not in counts[1], "it stops after the deepest layer that is read"
     assert counts[1]["encoder"] - counts[0]["encoder"] == 2, "latent and condition share one pass"
 
 
@@ -159,8 +168,81 @@ def test_gradients_without_recomputing_are_the_same_in_fewer_passes(
     assert make(name).settings() == make(name, recompute=False).settings()  # time and memory alone
     before = 1 if name == "end-to-end" else 0  # the clean picture's edit needs no gradient
     passes = found[False][1] // (1 + before)
-    assert 2 <= passes <= 4  # image to image skips those above its strength
+    assert 4 <= passes <= 5  # PNDM begins with two passes at one timestep
     assert found[True][1] - found[False][1] == passes
+
+
+@pytest.mark.parametrize("count", [4, 10])
+@pytest.mark.parametrize("family", [*FAMILIES, *KIN])
+def test_short_edits_run_all_their_steps_from_where_an_edit_begins(
+    family: str, count: int, editors: dict[str, Any]
+) -> None:
+    """Of 4 scheduler steps at strength 0.3 one would be left, at t = 1: a pass through the autoencoder, no edit."""
+    editor = editors[family]
+    steps, strength = scheduler_steps(editor, count), editor.traits.strength
+    assert len(editor.timesteps(steps)) == count
+    if strength is None:
+        assert steps == count
+    else:
+        # Coarse grids begin up to one of their steps away from where the 50 steps of a real edit do.
+        begins, real = float(editor.timesteps(steps)[0]), float(editor.timesteps(50)[0])
+        assert abs(begins - real) <= 1000 / steps
+        assert steps > count
+
+
+def test_a_strength_that_leaves_too_few_steps_is_refused_before_anything_is_made() -> None:
+    class Stubborn(ToyEditor):
+        def timesteps(self, n: int) -> torch.Tensor:
+            return torch.tensor([500.0])
+
+        @property
+        def traits(self) -> Any:
+            return replace(super().traits, strength=0.5)
+
+    for name in ("photoguard-diffusion", "end-to-end"):
+        make(name, steps=1).check(Stubborn())
+        with pytest.raises(UsageError, match=r"steps=4: .* no number of them leaves 4; give it a higher strength"):
+            make(name).check(Stubborn())
+
+
+def test_methods_that_add_noise_refuse_a_sampler_without_noise_levels(editors: dict[str, Any]) -> None:
+    """EDM samplers have no table of ᾱ: such an editor edits, and encoder attacks work on it."""
+    import diffusers
+
+    edm = type(editors["ip2p"])({**editors["ip2p"].parts, "scheduler": diffusers.EDMEulerScheduler()}, device="cpu")
+    for name in METHODS:
+        if name in ("photoguard-encoder", "editshield", "photoguard-diffusion", "end-to-end"):
+            make(name).check(edm)
+        else:
+            with pytest.raises(UsageError, match="it needs noisy, which this family does not offer"):
+                make(name).check(edm)
+
+
+def test_prompts_that_a_method_cannot_use_are_named_before_anything_is_made(
+    editors: dict[str, Any], tmp_path: Path
+) -> None:
+    editor, images = editors["ip2p"], pictures(2, (32, 32))
+    prompts = ["make the hat red", ""]
+    pool = with_prompts(make("semantic", iterations=1), [""])
+    seen: list[Any] = []
+    for attack, told in ((make("semantic", iterations=1), prompts), (pool, prompts[:1] * 2)):
+        attack.progress = seen.append
+        attack.pgd = replace(attack.pgd, batch_size=1)  # the first picture alone would have been made
+        with pytest.raises(UsageError, match="semantic needs a prompt with at least one word, not ''"):
+            isr.immunize(images, told, attack=attack, editor=editor)
+        with pytest.raises(UsageError, match="semantic needs a prompt with at least one word"):
+            attack.immunize(images, told, editor=editor, seeds=[0, 1])
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, image in enumerate(images):
+        image.save(folder / f"{i}.png")
+    with pytest.raises(UsageError, match="words has no entry for the prompt 'make the hat red'"):
+        immunize_photos(
+            [folder], tmp_path / "out", attack="semantic", editor=editor, prompts="make the hat red",
+            settings={"words": {"another": "one"}},
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    assert seen == []
 
 
 @pytest.mark.parametrize("name", ["photoguard-diffusion", "end-to-end"])

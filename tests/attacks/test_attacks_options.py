@@ -28,6 +28,8 @@ from toy import ToyEditor, pictures
 from isr.errors import UsageError
 from isr.registry import ATTACKS
 
+METHODS = tuple(p.name for p in ATTACKS.list() if p.name != "noise")
+
 PROMPTS = ["make the sky red", "a cat"]
 
 
@@ -414,3 +416,24 @@ def test_which_objectives_are_random() -> None:
         values = {float(objective(0.9 * clean, context)) for _ in range(6)}
         assert (len(values) > 1) is random, (name, options)
     assert Deterministic().stochastic is False
+
+
+def test_an_editor_with_an_encoder_alone_takes_the_methods_that_need_no_more() -> None:
+    class EncoderOnly(ToyEditor):
+        undefined = ("predict", "noisy", "timesteps", "embed", "condition", "features", "attention", "rollout")
+
+    fit = [name for name in METHODS if _defined(ATTACKS.create(name), EncoderOnly())]
+    assert fit == ["editshield", "photoguard-encoder"]
+    texture = ATTACKS.create("mist", mode="texture", iterations=2)
+    (made,) = texture.immunize(pictures(1), [""], editor=EncoderOnly(), seeds=[0])
+    assert made.tobytes() != pictures(1)[0].tobytes()
+    with pytest.raises(UsageError, match=r"mist is not defined for this editor.*it needs condition, embed"):
+        ATTACKS.create("mist", mode="semantic").check(EncoderOnly())
+
+
+def _defined(attack: Any, editor: Any) -> bool:
+    try:
+        attack.check(editor)
+    except UsageError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,11 +13,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from isr.attacks import pgd
 from isr.attacks.advdm import advdm
 from isr.attacks.checkpoint import Checkpoint
 from isr.attacks.context import Context, Draws
 from isr.attacks.objective import Objective, value_and_gradient
-from isr.attacks.pgd import PGD, Progress, to_tensor
+from isr.attacks.pgd import PGD, PGDResult, Progress, to_tensor
 from isr.attacks.photoguard_encoder import photoguard_encoder
 from isr.attacks.settings import PGDSettings
 from isr.attacks.sifm import sifm
@@ -27,6 +29,7 @@ from toy import BlackBox, ToyEditor, pictures
 
 from isr.errors import IntegrityError, IsrError, UsageError
 from isr.perturbation import measure
+from isr.photos import immunize_photos
 from isr.registry import ATTACKS
 
 
@@ -428,8 +431,7 @@ def test_loss_scale_is_divided_out(name: str) -> None:
     attack, clean = ATTACKS.create(name), to_tensor(pictures(1))
     found = []
     for scale in (1.0, 1024.0):
-        context = Context(editor=ToyEditor(), clean=clean, prompts=("a b",), draws=Draws([3]))
-        context.cache["loss_scale"] = scale
+        context = Context(editor=ToyEditor(), clean=clean, prompts=("a b",), draws=Draws([3]), loss_scale=scale)
         attack.objective.prepare(context)
         found.append(value_and_gradient(attack.objective, 0.9 * clean, context))
     assert float(found[0][1].abs().max()) > 0
@@ -451,6 +453,115 @@ def test_loss_scale_reaches_the_backward_pass() -> None:
     for scale in (1.0, 1024.0):
         photoguard_encoder(iterations=1, start="zero", loss_scale=scale).run(pictures(1), [""], editor=Spy(), seeds=[0])
     assert inside[1] == pytest.approx(1024 * inside[0], rel=1e-4)
+
+
+def test_photos_go_on_within_a_photo(tmp_path: Path) -> None:
+    """Cut at iteration 25 with states every 10: the next command begins at 21 and gives the same file."""
+    seen: list[int] = []
+    (tmp_path / "in").mkdir()
+    pictures(1, (32, 32))[0].save(tmp_path / "in" / "a.png")
+
+    def stop(progress: Progress) -> None:
+        if progress.iteration == 25:
+            raise KeyboardInterrupt
+
+    def protect(to: str, progress: Any) -> bytes:
+        immunize_photos(
+            [tmp_path / "in"], tmp_path / to, attack="photoguard-encoder", editor=ToyEditor(), prompts="a b",
+            settings={"iterations": 40}, progress=progress,
+        )  # fmt: skip
+        return (tmp_path / to / "a.png").read_bytes()
+
+    with pytest.raises(KeyboardInterrupt):
+        protect("cut", stop)
+    assert not (tmp_path / "cut" / "a.png").exists()
+    assert protect("cut", lambda p: seen.append(p.iteration)) == protect("whole", False)
+    assert seen == list(range(21, 41))
+
+
+def test_running_out_of_memory_says_what_to_change() -> None:
+    class Large(Linear):
+        def __call__(self, x: Tensor, context: Context) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with pytest.raises(IsrError, match=r"large on toy ran out .*2\.00 GiB.*batch_size=1, rows=1 .*checkpointing=True"):
+        PGD(Large(), PGDSettings(iterations=1), name="large").immunize(pictures(1), [""], editor=ToyEditor(), seeds=[0])
+
+
+class Steep(Objective):
+    """A loss whose gradient overflows float16 under a large scale, and hangs on a random number."""
+
+    method: ClassVar[str] = "steep"
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        pull = context.draws.normal("pull", (1, 1, 1), x)
+        # The multiplication is the network's part: its gradient is taken in half precision.
+        lifted = (x.half() * 4).float() if torch.is_autocast_enabled("cpu") else x * 4
+        return ((lifted - pull) * 2).flatten(1).sum(dim=1)
+
+
+def test_float16_lowers_its_loss_scale_and_draws_the_same_numbers_again() -> None:
+    """2¹⁶ overflows (2 · 2¹⁶ > 65504, half precision's largest number); 2¹² holds, and gives what it gives where it is asked for."""
+
+    def run(**settings: Any) -> PGDResult:
+        attack = PGD(Steep(), PGDSettings(iterations=4, precision="float16", **settings))
+        return attack.run(pictures(2), [""] * 2, editor=ToyEditor(), seeds=[0, 1])
+
+    found, told = run(), run(loss_scale=2.0**8)
+    assert [i.tobytes() for i in found.images] == [i.tobytes() for i in told.images]
+    assert found.histories == told.histories
+    with pytest.raises(IsrError, match=r"not finite in iteration 1.*or another loss_scale"):
+        run(loss_scale=2.0**16)
+
+
+def test_a_lowered_loss_scale_outlives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scales: list[float] = []
+    evaluate = pgd.value_and_gradient
+
+    def noted(objective: Objective, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        scales.append(context.loss_scale)
+        return evaluate(objective, x, context)
+
+    def stop(progress: Progress) -> None:
+        if progress.iteration == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pgd, "value_and_gradient", noted)
+    settings = PGDSettings(iterations=4, precision="float16")
+    whole = PGD(Steep(), settings).immunize(pictures(1), [""], editor=ToyEditor(), seeds=[0])
+    assert scales[:3] == [2.0**16, 2.0**12, 2.0**12]
+    cut = {"checkpoint": tmp_path, "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        PGD(Steep(), settings, progress=stop, **cut).immunize(pictures(1), [""], editor=ToyEditor(), seeds=[0])
+    scales.clear()
+    (resumed,) = PGD(Steep(), settings, **cut).immunize(pictures(1), [""], editor=ToyEditor(), seeds=[0])
+    assert resumed.tobytes() == whole[0].tobytes()
+    assert scales == [2.0**12] * 2
+
+
+@pytest.mark.parametrize("name", ["semantic", "sifm", "advdm"])
+@pytest.mark.parametrize("rows", [16, 4])
+def test_float16_runs_whatever_is_batched_and_loses_no_gradient(
+    name: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fixed scale was too high for some of these and left others below float16's smallest number."""
+    evaluate, found = pgd.value_and_gradient, []
+
+    def noted(objective: Objective, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        found.append(evaluate(objective, x, context))
+        return found[-1]
+
+    monkeypatch.setattr(pgd, "value_and_gradient", noted)
+    gradients = []
+    for precision in ("float32", "float16"):
+        options = {"terms": "dist"} if name == "sifm" else {"start": "small"}
+        attack = ATTACKS.create(name, precision=precision, rows=rows, iterations=1, **options)
+        attack.immunize(pictures(4, (64, 64)), ["a b"] * 4, editor=ToyEditor(), seeds=range(4))
+        gradients.append(found[-1][1])
+    exact, half = gradients
+    assert float((half == 0).float().mean()) < 0.001
+    assert float((half.sign() == exact.sign()).float().mean()) > 0.97
 
 
 # ----------------------------------------------------------------------------------------------------------- errors
