@@ -178,8 +178,8 @@ def undefined(method: str, editor: Editor, why: str) -> UsageError:
 def require(method: str, editor: Editor | None, needs: Sequence[str]) -> WhiteBoxEditor:
     """The editor, if it is there and offers all of `needs` (names of DEFINITIONS 11); else an error that says what lacks.
 
-    An editor of a family that cannot offer something leaves the attribute out, sets it to None, or lists its name in
-    `undefined`.
+    An editor that cannot offer something leaves the attribute out, sets it to None, or lists its name in `undefined`: a
+    sequence of names, or a mapping from name to why and what to do.
     """
     if editor is None:
         raise UsageError(
@@ -187,8 +187,10 @@ def require(method: str, editor: Editor | None, needs: Sequence[str]) -> WhiteBo
         )
     if not editor.traits.white_box:
         raise undefined(method, editor, "it needs gradients, and this editor is a black box")
-    withheld = getattr(editor, "undefined", ())
+    withheld: Any = getattr(editor, "undefined", ())
     lacking = [n for n in needs if n in withheld or not callable(getattr(editor, n, None))]
     if lacking:
-        raise undefined(method, editor, f"it needs {', '.join(lacking)}, which this family does not offer")
+        reasons = [withheld[n] for n in lacking if isinstance(withheld, Mapping) and n in withheld]
+        why = f": {'; '.join(dict.fromkeys(reasons))}" if reasons else ""
+        raise undefined(method, editor, f"it needs {', '.join(lacking)}, which this editor does not offer{why}")
     return cast(WhiteBoxEditor, editor)

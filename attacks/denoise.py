@@ -22,7 +22,7 @@ from torch import Tensor
 from isr.errors import UsageError
 from isr.protocols import Prediction, WhiteBoxEditor
 
-from .context import Context, Encoded, undefined
+from .context import Context, Encoded, require, undefined
 
 __all__ = [
     "PATHS", "TRAIN_STEPS", "Path", "clean_estimate", "coefficients", "denoising_loss", "draw_timestep", "draw_timestep_noise", "first_timestep", "mean_square",
@@ -109,23 +109,28 @@ def scheduler_steps(editor: WhiteBoxEditor, count: int) -> int:
     0.3 one would be left, at almost no noise, which is no edit.
 
     Raises:
-        UsageError: no number of steps leaves so many.
+        UsageError: no number of steps leaves so many, or the editor cannot say which it runs.
     """
     strength = editor.traits.strength
     if strength is None or strength >= 1:
         return count
-    least = max(1, math.floor(count / strength))  # families round the share down or up
+    require(f"an edit of {count} passes", editor, ("timesteps",))
+    why: UsageError | None = None
+    least = max(1, math.floor(count / strength)) if strength > 0 else count  # families round the share down or up
     for steps in (least, least + 1, least + 2):
         try:
             found = len(editor.timesteps(steps))
-        except UsageError:  # the share of so few leaves none
+        except UsageError as error:  # the share of so few leaves none
+            why = error
             continue
+        if steps > count and found >= steps:
+            return count  # an editor that runs all steps it is asked for, from where its edits begin
         if found >= count:
             return steps
     raise UsageError(
         f"steps={count}: {editor.name!r} runs a share of {strength:g} of its scheduler's steps, and no number of them leaves "
-        f"{count}; give it a higher strength, or fewer steps"
-    )
+        f"{count}; give it a higher strength, or fewer steps" + (f" ({why})" if why else "")
+    ) from why
 
 
 def draw_timestep(context: Context, low: int = 0, high: int = TRAIN_STEPS - 1, *, name: str = "timestep") -> Tensor:

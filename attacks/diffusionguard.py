@@ -8,8 +8,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .context import Context
-from .denoise import clean_estimate, first_timestep, noise_estimate
+from isr.protocols import Editor, WhiteBoxEditor
+
+from .context import Context, require
+from .denoise import clean_estimate, first_timestep, noise_estimate, takes_condition
 from .factory import PAPER, attack
 from .objective import Objective
 from .validation import at_least, one_of
@@ -38,7 +40,7 @@ class DiffusionGuard(Objective):
     """
 
     method: ClassVar[str] = "diffusionguard"
-    needs: ClassVar[tuple[str, ...]] = ("latents", "scaled", "condition", "embed", "timesteps", "noisy", "predict")
+    needs: ClassVar[tuple[str, ...]] = ("latents", "scaled", "condition", "embed", "timesteps", "predict")
 
     steps: int = 4
     prompt: Literal["own", "empty"] = "own"
@@ -49,6 +51,12 @@ class DiffusionGuard(Objective):
         at_least(1, steps=self.steps)
         one_of(("own", "empty"), prompt=self.prompt)
         one_of(("output", "noise", "clean"), of=self.of)
+
+    def check(self, editor: Editor | None) -> WhiteBoxEditor:
+        inside = super().check(editor)
+        if self.of == "output" and "noisy" in getattr(inside, "undefined", ()) and takes_condition(inside):
+            return inside  # from pure noise, at the network's own timestep
+        return require(self.method, inside, ("noisy",))
 
     def prepare(self, context: Context) -> None:
         editor, cache = context.editor, context.cache

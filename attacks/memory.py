@@ -108,6 +108,6 @@ def memory_advice(what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise IsrError(
-            f"{what} ran out of device memory ({str(error).splitlines()[0][:160]}). Try, in this order: batch_size=1, rows=1 (one "
+            f"{what} ran out of device memory ({str(error).partition(chr(10))[0][:160]}). Try, in this order: batch_size=1, rows=1 (one "
             "denoiser row at a time), an editor loaded with checkpointing=True, precision='bfloat16', a smaller size="
         ) from error

@@ -229,7 +229,7 @@ def memory_hint(editor: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise EditorMemoryError(
-            f"{editor} ran out of device memory ({str(error).splitlines()[0][:160]}). Try, in this order: batch_size=1, "
+            f"{editor} ran out of device memory ({str(error).partition(chr(10))[0][:160]}). Try, in this order: batch_size=1, "
             "dtype='bfloat16' (or 'float16'), vae_slicing=True and vae_tiling=True, checkpointing=True for attacks, a smaller "
             "resolution=, offload='text', offload='model' (edits only), or another GPU"
         ) from error

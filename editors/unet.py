@@ -89,9 +89,13 @@ class UNetEditor(DiffusionEditor):
         return torch.tensor(list(kept), dtype=torch.float32, device=self.device)
 
     @property
-    def undefined(self) -> tuple[str, ...]:
-        """`noisy` where the checkpoint's sampler has no table of ᾱ (EDM): such an editor edits, and methods that add noise refuse it."""
-        return () if hasattr(self.parts["scheduler"], "alphas_cumprod") else ("noisy",)
+    def undefined(self) -> Mapping[str, str]:
+        """`noisy`, and why, where the checkpoint's sampler has no table of ᾱ (EDM): such an editor edits, and methods that add
+        noise refuse it."""
+        scheduler = self.parts["scheduler"]
+        if hasattr(scheduler, "alphas_cumprod"):
+            return {}
+        return {"noisy": f"its sampler {type(scheduler).__name__} has no table of ᾱ; take another checkpoint or method"}
 
     def levels(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scheduler = self.parts["scheduler"]

@@ -199,8 +199,26 @@ def test_a_strength_that_leaves_too_few_steps_is_refused_before_anything_is_made
         def traits(self) -> Any:
             return replace(super().traits, strength=0.5)
 
+    class Whole(Stubborn):
+        """Runs all steps it is asked for, from where its edits begin."""
+
+        def timesteps(self, n: int) -> torch.Tensor:
+            return torch.linspace(500, 10, n)
+
+    class Few(Stubborn):
+        def timesteps(self, n: int) -> torch.Tensor:
+            raise UsageError("steps must be at most 3")
+
+    class Silent(Stubborn):
+        undefined = ("timesteps",)
+
+    assert scheduler_steps(Whole(), 4) == 4
     for name in ("photoguard-diffusion", "end-to-end"):
         make(name, steps=1).check(Stubborn())
+        with pytest.raises(UsageError, match=r"no number of them leaves 4; .* \(steps must be at most 3\)"):
+            make(name).check(Few())
+        with pytest.raises(UsageError, match=r"an edit of 4 passes is not defined .* it needs timesteps"):
+            make(name).check(Silent())
         with pytest.raises(UsageError, match=r"steps=4: .* no number of them leaves 4; give it a higher strength"):
             make(name).check(Stubborn())
 
@@ -211,11 +229,17 @@ def test_methods_that_add_noise_refuse_a_sampler_without_noise_levels(editors: d
 
     edm = type(editors["ip2p"])({**editors["ip2p"].parts, "scheduler": diffusers.EDMEulerScheduler()}, device="cpu")
     for name in METHODS:
-        if name in ("photoguard-encoder", "editshield", "photoguard-diffusion", "end-to-end"):
+        if name in ("photoguard-encoder", "editshield", "photoguard-diffusion", "end-to-end", "diffusionguard"):
             make(name).check(edm)
         else:
-            with pytest.raises(UsageError, match="it needs noisy, which this family does not offer"):
+            with pytest.raises(
+                UsageError, match=r"needs noisy, which this editor does not offer: its sampler EDMEuler.*ᾱ"
+            ):
                 make(name).check(edm)
+    clean = to_tensor(pictures(1, (32, 32)))
+    assert one_step(make("diffusionguard").objective, edm, clean, PROMPTS).gradient.any()  # from pure noise
+    with pytest.raises(UsageError, match=r"diffusionguard is not defined .* it needs noisy"):
+        make("diffusionguard", of="clean").check(edm)
 
 
 def test_prompts_that_a_method_cannot_use_are_named_before_anything_is_made(

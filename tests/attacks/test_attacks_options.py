@@ -419,8 +419,13 @@ def test_which_objectives_are_random() -> None:
 
 
 def test_an_editor_with_an_encoder_alone_takes_the_methods_that_need_no_more() -> None:
-    class EncoderOnly(ToyEditor):
-        undefined = ("predict", "noisy", "timesteps", "embed", "condition", "features", "attention", "rollout")
+    class EncoderOnly:
+        """latents and scaled of the toy, and nothing else of the white-box surface."""
+
+        def __init__(self) -> None:
+            toy = ToyEditor()
+            self.name, self.traits, self.settings, self.device = toy.name, toy.traits, toy.settings, toy.device
+            self.latents, self.scaled = toy.latents, toy.scaled
 
     fit = [name for name in METHODS if _defined(ATTACKS.create(name), EncoderOnly())]
     assert fit == ["editshield", "photoguard-encoder"]
