@@ -336,7 +336,8 @@ class WhiteBoxEditor(Editor, Protocol):
     text and condition may then have K·B rows or B (which are repeated).
 
     Used where an editor has them: `word_columns(prompt, word=None)`, the text columns of a word for `attention`;
-    `condition_of(raw)`, the condition from latents at hand; `levels(t)`, (a, b) of noisy = a·z + b·noise.
+    `condition_of(raw)`, the condition from latents at hand; `levels(t)`, (a, b) of noisy = a·z + b·noise; `undefined`, names
+    of this surface that the editor cannot offer (a sequence, or a mapping from name to why), which methods then refuse.
     """
 
     @property

@@ -57,9 +57,8 @@ def test_loss_falls_on_a_trained_editor(trained: str, name: str, editors: dict[s
         return sum(one_step(measured, editor, clean, world.prompts, delta=at, seeds=s).losses for s in seeds)  # type: ignore[return-value]
 
     before, after = loss(torch.zeros_like(clean)), loss(delta)
-    if (
-        name == "sds"
-    ):  # follows no loss's gradient: on mini-sd3 one picture's rose from 139.8 to 142.8, the other's fell by half
+    if name == "sds":
+        # It follows no loss's gradient: on mini-sd3 that of one picture rose from 139.8 to 142.8, of the other fell by half.
         before, after = before.sum(), after.sum()
     assert bool((after < before).all()), (before, after)
 
