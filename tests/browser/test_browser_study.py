@@ -92,6 +92,14 @@ def watch(context: Any) -> Watched:
     return seen
 
 
+def expect(found: Any) -> Any:
+    """Playwright's own waiting: what a click brings about may come after it."""
+    from playwright.sync_api import expect as waiting
+
+    waiting.set_options(timeout=30_000)
+    return waiting(found)
+
+
 def shoot(page: Any, name: str, *, full: bool = False) -> None:
     if SHOTS:
         Path(SHOTS).mkdir(parents=True, exist_ok=True)
@@ -120,7 +128,7 @@ def test_by_mouse_with_the_network_lost_in_the_middle(browser: Any, site: Site) 
     choose(page, "No", "No", "No")
     page.get_by_role("button", name="Save and go on").click()
     page.wait_for_url("**/feedback/1")
-    assert page.get_by_role("heading", name="That is what we see, too").is_visible()
+    expect(page.get_by_role("heading", name="That is what we see, too")).to_be_visible()
     shoot(page, "feedback")
     opened = time.monotonic()
     page.get_by_role("link", name="Go on").click()
@@ -199,7 +207,7 @@ def test_by_mouse_with_the_network_lost_in_the_middle(browser: Any, site: Site) 
         choose(again.page, "Yes", "No", "Yes")
         again.page.get_by_role("button", name="Save and go on").click()
         again.page.wait_for_url(lambda url, here=here: url != here)
-    assert again.page.get_by_role("heading", name="Thank you").is_visible()
+    expect(again.page.get_by_role("heading", name="Thank you")).to_be_visible()
     assert len(site.store.answered(site.store.raters()[0].id)) == 8
     assert [a.revision for a in site.store.history()].count(2) == 1
     assert seen.errors + again.errors == []
@@ -358,19 +366,19 @@ def test_the_organisers_page(browser: Any, site: Site) -> None:
     page.get_by_role("button", name="Open the organiser's page").click()
     page.get_by_role("button", name="Add a rater").click()
     link = page.locator("code.link").inner_text()
-    assert page.get_by_role("row").count() == 4
+    expect(page.get_by_role("row")).to_have_count(4)
     shoot(page, "organiser", full=True)
     page.get_by_role("row", name="R2").get_by_role("button", name="Revoke").click()
-    assert "revoked" in page.get_by_role("row", name="R2").inner_text()
+    expect(page.get_by_role("row", name="R2")).to_contain_text("revoked")
     with page.expect_download() as download:
         page.get_by_role("link", name="Ratings (CSV)").click()
     assert download.value.suggested_filename == "ratings.csv"
     assert page.get_by_role("link", name="Agreement").count() == 0
     page.get_by_label("for good").check()
     page.get_by_role("button", name="Close").click()
-    assert page.locator(".state").inner_text() == "closed"
-    assert page.get_by_role("link", name="Agreement").count() == 1
+    expect(page.locator(".state")).to_have_text("closed")
+    expect(page.get_by_role("link", name="Agreement")).to_have_count(1)
     other = browser.new_context().new_page()
     other.goto(link)
-    assert other.get_by_role("button", name="Begin").is_visible()
+    expect(other.get_by_role("button", name="Begin")).to_be_visible()
     assert seen.errors == []
