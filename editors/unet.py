@@ -98,13 +98,9 @@ class UNetEditor(DiffusionEditor):
         return {"noisy": f"its sampler {type(scheduler).__name__} has no table of ᾱ; take another checkpoint or method"}
 
     def levels(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scheduler = self.parts["scheduler"]
-        if not hasattr(scheduler, "alphas_cumprod"):
-            raise UsageError(
-                f"noise levels are not defined for this editor ({self.name!r}): its sampler {type(scheduler).__name__} has no "
-                "table of ᾱ; it edits, but attacks that add noise need another checkpoint"
-            )
-        return vp_levels(scheduler.alphas_cumprod, t)
+        if why := self.undefined.get("noisy"):
+            raise UsageError(f"noise levels are not defined for this editor ({self.name!r}): {why}")
+        return vp_levels(self.parts["scheduler"].alphas_cumprod, t)
 
     # ------------------------------------------------------------------------------------------------------ text
 

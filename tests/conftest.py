@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Generator
+from typing import Any
 
 import netguard
 import pytest
@@ -88,3 +89,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's own answer cache, nor another test's."""
     monkeypatch.setenv("ISR_CACHE", str(tmp_path_factory.getbasetemp() / f"isr-cache-{uuid.uuid4().hex}"))
+
+
+def expect(found: Any) -> Any:
+    """Playwright's own waiting, for what a click or a key brings about later: a script that polls would need `eval`, which the
+    pages' content security policy forbids."""
+    from playwright.sync_api import expect as waiting
+
+    waiting.set_options(timeout=30_000)
+    return waiting(found)

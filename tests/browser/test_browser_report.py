@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import expect
 
 import isr
 from isr.reporting.html import write
@@ -71,14 +72,6 @@ def watched(browser: Any) -> Iterator[Watched]:
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     made = report(CASES, words=EVIL, prompt=lambda i: f"{EVIL} make it {i % 7}")
     return write(made, tmp_path_factory.mktemp("page") / "report.html", budget=400_000).as_uri()
-
-
-def expect(found: Any) -> Any:
-    """Playwright's own waiting: a script that polls would need `eval`, which the pages' content security policy forbids."""
-    from playwright.sync_api import expect as waiting
-
-    waiting.set_options(timeout=30_000)
-    return waiting(found)
 
 
 def count(page: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import expect
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "human_study"))
 
@@ -90,14 +91,6 @@ def watch(context: Any) -> Watched:
     )
     page.on("request", lambda r: seen.addresses.append(r.url))
     return seen
-
-
-def expect(found: Any) -> Any:
-    """Playwright's own waiting: what a click brings about may come after it."""
-    from playwright.sync_api import expect as waiting
-
-    waiting.set_options(timeout=30_000)
-    return waiting(found)
 
 
 def shoot(page: Any, name: str, *, full: bool = False) -> None:
